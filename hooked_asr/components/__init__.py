@@ -1,0 +1,1 @@
+"""The parts a recogniser is built from: each an ordinary module with its own hook points."""

@@ -1,0 +1,69 @@
+"""Keys and values of what was decoded so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+AnyKeys = Float[Tensor, "batch _ head d_head"]
+KeysValues = tuple[AnyKeys, AnyKeys]
+
+
+class LayerCache:
+    """One decoder layer's keys and values: of the tokens so far, and of the audio.
+
+    Room for `capacity` tokens is taken at once, so that a step writes and never moves.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._tokens: KeysValues | None = None
+        self._audio: KeysValues | None = None
+
+    def extend(self, k: AnyKeys, v: AnyKeys) -> KeysValues:
+        """Put new tokens behind those kept; returns all of them."""
+        if self._tokens is None:
+            shape = (k.shape[0], self.capacity, *k.shape[2:])
+            self._tokens = k.new_empty(shape), v.new_empty(shape)
+        end = self.length + k.shape[1]
+        for room, new in zip(self._tokens, (k, v), strict=True):
+            room[:, self.length : end] = new
+        self.length = end
+        return self._tokens[0][:, :end], self._tokens[1][:, :end]
+
+    def audio(self, compute: Callable[[], KeysValues]) -> KeysValues:
+        """The audio's keys and values, computed once for each utterance."""
+        if self._audio is None:
+            self._audio = compute()
+        return self._audio
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        for name in ("_tokens", "_audio"):
+            kept = getattr(self, name)
+            if kept is not None:
+                setattr(self, name, tuple(t.index_select(0, rows) for t in kept))
+
+
+class KVCache:
+    """Keys and values of a whole decoder, for up to `capacity` tokens."""
+
+    def __init__(self, n_layers: int, capacity: int) -> None:
+        self.layers = [LayerCache(capacity) for _ in range(n_layers)]
+
+    @property
+    def length(self) -> int:
+        """Tokens decoded so far: the position of the next one."""
+        return self.layers[0].length
+
+    @property
+    def capacity(self) -> int:
+        return self.layers[0].capacity
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        for layer in self.layers:
+            layer.reorder(rows)

@@ -1,0 +1,293 @@
+"""Hook points, and the module that runs with functions attached to them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hooked_asr.cache import ActivationCache, CacheRecorder
+from hooked_asr.names import HookSpec, Selector, select
+
+HookFunction = Callable[..., Tensor | None]
+Hooks = Iterable[tuple[Selector, HookFunction]]
+
+
+class HookError(ValueError):
+    """A hook function that cannot be attached, or returned what cannot flow on."""
+
+
+@dataclass
+class _Attached:
+    """One function attached to one hook point."""
+
+    fn: HookFunction
+    fired: bool = False
+
+
+@dataclass
+class Clock:
+    """Where in the token sequence the running forward stands; shared by a model's hook points."""
+
+    offset: int = 0
+
+
+class HookPoint(nn.Module):
+    """The identity, through which one named tensor flows.
+
+    A function attached to it is called as `fn(tensor, hook=self)` and returns None (the tensor
+    flows on as it is, with any edit made in place) or a tensor of the same shape, dtype and device
+    that takes its place.
+
+    Attributes: `name`, `spec` (axes, laziness), and while a function runs `positions`, the absolute
+    positions along its position axis, also in a decoding step that sees only the newest token.
+    """
+
+    spec: HookSpec
+    clock: Clock
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fwd_fns: list[_Attached] = []
+        self.bwd_fns: list[_Attached] = []
+        self.positions = range(0)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def active(self) -> bool:
+        """Whether anything listens here; a lazy tensor is computed only then."""
+        return bool(self.fwd_fns or self.bwd_fns or self._forward_hooks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fwd_fns or self.bwd_fns:
+            return self._run(x)
+        return x
+
+    def watch(self, x: Tensor) -> tuple[Tensor, bool]:
+        """Show a tensor computed *beside* the fused path; also say whether a function changed it.
+
+        An edit in place counts. Inference tensors keep no version to tell it by, so there the
+        functions get an ordinary copy.
+        """
+        if x.is_inference():
+            with torch.inference_mode(False):
+                x = x.clone()
+        version = x._version
+        out = self(x)
+        return out, out is not x or out._version != version
+
+    def _run(self, x: Tensor) -> Tensor:
+        start = self.clock.offset if self.spec.clock == "pos" else 0
+        self.positions = range(start, start + x.shape[self.spec.position_axis])
+        for attached in self.fwd_fns:
+            attached.fired = True
+            out = attached.fn(x, hook=self)
+            if out is not None:
+                x = self._checked(out, x, attached.fn)
+        if self.bwd_fns:
+            self._listen_for_gradient(x)
+        return x
+
+    def _listen_for_gradient(self, x: Tensor) -> None:
+        if not x.requires_grad:
+            raise HookError(
+                f"no gradient will reach {self.name!r}: gradients are off, or nothing before it "
+                "requires one. Run outside torch.no_grad(), or hook a point behind a parameter"
+            )
+        for attached in self.bwd_fns:
+            attached.fired = True
+            x.register_hook(lambda grad, fn=attached.fn: self._gradient(grad, fn))
+
+    def _gradient(self, grad: Tensor, fn: HookFunction) -> Tensor | None:
+        out = fn(grad, hook=self)
+        return None if out is None else self._checked(out, grad, fn)
+
+    def _checked(self, out: Any, x: Tensor, fn: HookFunction) -> Tensor:
+        who = f"hook function {_fn_name(fn)!r} on {self.name!r}"
+        if not isinstance(out, Tensor):
+            raise HookError(f"{who} returned {type(out).__name__}; return a tensor, or None")
+        for what in ("shape", "dtype", "device"):
+            if getattr(out, what) != getattr(x, what):
+                axes = f" ({' '.join(self.spec.axes)})" if what == "shape" else ""
+                raise HookError(
+                    f"{who} returned a tensor of {what} {_brief(getattr(out, what))}; "
+                    f"expected {_brief(getattr(x, what))}{axes}"
+                )
+        return out
+
+    def extra_repr(self) -> str:
+        return " ".join(self.spec.axes) if hasattr(self, "spec") else ""
+
+
+class _ValueOf(torch.autograd.Function):
+    """The value of one tensor with the gradient path of another that equals it but for rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, fused: Tensor, explicit: Tensor) -> Tensor:
+        return fused.view_as(fused)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, grad
+
+
+def fused_value(fused: Tensor, explicit: Tensor) -> Tensor:
+    """`fused`, bit for bit, but gradients flow through `explicit` and so through what was watched."""
+    if explicit.requires_grad:
+        out: Tensor = _ValueOf.apply(fused, explicit)
+        return out
+    return fused
+
+
+class HookedModule(nn.Module):
+    """A module whose hook points can be listed, hooked, run with hooks and cached."""
+
+    hook_table: dict[str, HookSpec]
+    hook_points: dict[str, HookPoint]
+
+    def _name_hook_points(self, table: Mapping[str, HookSpec]) -> None:
+        """Give each hook point its row of the table; the two must agree name for name."""
+        found = {n: m for n, m in self.named_modules() if isinstance(m, HookPoint)}
+        if found.keys() != table.keys():
+            odd = sorted(found.keys() ^ table.keys())
+            raise RuntimeError(f"hook points and hook table differ: {', '.join(odd)}")
+        self.hook_table = dict(table)
+        self.hook_points = {name: found[name] for name in table}
+        self.clock = Clock()
+        for name, point in self.hook_points.items():
+            point.spec, point.clock = table[name], self.clock
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether any function is attached anywhere."""
+        return any(point.active for point in self.hook_points.values())
+
+    @contextmanager
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[Any]:
+        """Attach functions for the length of a `with` block; contexts nest.
+
+        Each item is `(selector, fn)` (see `names.select`) or an intervention. `fn(tensor, hook)`
+        gets the activation, or in `bwd_hooks` the gradient.
+
+        Raises `UnknownHookError` for a name that does not exist, `HookError` for a function that
+        does not take `hook`.
+        """
+        with self._attach(fwd_hooks, bwd_hooks):
+            yield self
+
+    @contextmanager
+    def _attach(self, fwd_hooks: Hooks, bwd_hooks: Hooks) -> Iterator[list[list[_Attached]]]:
+        undo: list[tuple[list[_Attached], _Attached]] = []
+        items: list[list[_Attached]] = []
+        try:
+            for hooks, kind in ((fwd_hooks, "fwd_fns"), (bwd_hooks, "bwd_fns")):
+                for selector, fn in hooks:
+                    _check_signature(fn)
+                    items.append([])
+                    for name in select(selector, self.hook_table):
+                        attached = _Attached(fn)
+                        fns = getattr(self.hook_points[name], kind)
+                        undo.append((fns, attached))
+                        items[-1].append(attached)
+                        fns.append(attached)
+            yield items
+        finally:
+            for fns, attached in undo:
+                # By identity: nested contexts may hold an equal function on the same point.
+                fns[:] = [other for other in fns if other is not attached]
+
+    def run_with_hooks(
+        self, *args: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any
+    ) -> Any:
+        """One forward with functions attached, and detached again whatever happens.
+
+        With `bwd_hooks` they stay attached for the forward only; what they registered on its
+        tensors then acts in the backward pass that the caller runs.
+
+        Raises `HookError` if one of the hooks lies in a part that this run did not reach.
+        """
+        fwd_hooks, bwd_hooks = list(fwd_hooks), list(bwd_hooks)
+        with self._attach(fwd_hooks, bwd_hooks) as items:
+            out = self(*args, **kwargs)
+        for (selector, fn), attached in zip(fwd_hooks + bwd_hooks, items, strict=True):
+            if not any(one.fired for one in attached):
+                raise HookError(
+                    f"hook function {_fn_name(fn)!r} on {selector!r} never fired: this run did not "
+                    "pass there (see start_at, stop_at and audio)"
+                )
+        return out
+
+    def run_with_cache(
+        self,
+        *args: Any,
+        names_filter: Selector = None,
+        pos_slice: int | slice | None = None,
+        audio_slice: int | slice | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        incl_bwd: bool | Callable[[Any], Tensor] = False,
+        remove_batch_dim: bool = False,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        **kwargs: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """One forward, and the activations it passed through.
+
+        - `names_filter`: which hooks to keep (see `names.select`); by default all but lazy ones.
+        - `pos_slice`, `audio_slice`: keep only these token positions, or encoder positions.
+        - `device`, `dtype`: where and as what to keep them.
+        - `incl_bwd`: also keep gradients, under the name with `_grad` behind it: a function of the
+          output that gives the scalar to differentiate, or True where the output is that scalar.
+          Activations that no gradient reaches have none.
+
+        Watching changes nothing: the output equals the plain forward's, bit for bit.
+        """
+        recorder = CacheRecorder(
+            {"pos": pos_slice, "audio": audio_slice},
+            device=device,
+            dtype=dtype,
+            # A function that edits in place must not reach what was already kept.
+            copy=self.has_hooks or bool(fwd_hooks),
+        )
+        recording = [(names_filter, recorder.keep)]
+        if incl_bwd is not False:
+            recording.append((names_filter, recorder.keep_gradient))
+        # Last in line, so what is kept is what flowed on.
+        out = self.run_with_hooks(
+            *args, fwd_hooks=[*fwd_hooks, *recording], bwd_hooks=bwd_hooks, **kwargs
+        )
+        if incl_bwd is not False:
+            (incl_bwd(out) if callable(incl_bwd) else out).backward()
+        cache = ActivationCache(recorder.tensors, self)
+        return out, cache.remove_batch_dim() if remove_batch_dim else cache
+
+
+def _check_signature(fn: HookFunction) -> None:
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # builtins and the like tell nothing: let them run
+        return
+    try:
+        signature.bind(None, hook=None)
+    except TypeError:
+        raise HookError(
+            f"hook function {_fn_name(fn)!r} takes {signature}; a hook function is called as "
+            "fn(tensor, hook=hook_point)"
+        ) from None
+
+
+def _fn_name(fn: HookFunction) -> str:
+    fn = getattr(fn, "func", fn)  # a partial's own function
+    return getattr(fn, "__name__", None) or repr(fn)
+
+
+def _brief(value: Any) -> str:
+    return str(list(value)) if isinstance(value, torch.Size) else str(value)

@@ -1,0 +1,268 @@
+"""The hook table: every hook's name, its axes, and whether it is lazy. Strings only.
+
+Documentation, `hooked-asr hooks`, cache estimates, error hints and the tests all read this one
+table. A *lazy* hook (attention scores, pattern, per-head result) is computed only while something
+is attached to it, and no wildcard reaches it unless its own name is spelt out: `"*"` leaves out
+`hook_pattern`, `"decoder.*.hook_pattern"` asks for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from hooked_asr.config import STACKS, ModelConfig
+
+Selector = str | Sequence[str] | Callable[[str], bool] | None
+ShortName = str | tuple[str | int, ...]
+
+_POSITION_AXES = ("frame", "audio", "pos", "query")
+
+
+class UnknownHookError(ValueError):
+    """A hook was asked for that the model (or the cache) does not have."""
+
+
+@dataclass(frozen=True)
+class HookSpec:
+    """One row of the hook table.
+
+    `axes` are names from `hooked_asr.shapes`, first to last.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    lazy: bool = False
+
+    @property
+    def leaf(self) -> str:
+        """The last part of the name: `hook_z` of `decoder.0.attn.hook_z`."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def position_axis(self) -> int:
+        """Which axis counts positions; the queries, in an attention map."""
+        return next(i for i, axis in enumerate(self.axes) if axis in _POSITION_AXES)
+
+    @property
+    def head_axis(self) -> int | None:
+        """Which axis counts heads, if any does."""
+        return self.axes.index("head") if "head" in self.axes else None
+
+    @property
+    def clock(self) -> str:
+        """What its positions are: log-mel "frame", encoder "audio" position, or token "pos"."""
+        axis = self.axes[self.position_axis]
+        if axis != "query":
+            return axis
+        return "pos" if self.name.startswith("decoder.") else "audio"
+
+    def shape(self, config: ModelConfig, batch: int, n_pos: int) -> tuple[int, ...]:
+        """The tensor's shape for `batch` clips with `n_pos` tokens each."""
+        own = config.encoder if self.clock != "pos" else config.decoder
+        if "cross_attn" in self.name:  # its keys and values are the decoder's heads over audio
+            own = config.decoder
+        positions = config.encoder.n_ctx if self.clock == "audio" else n_pos
+        sizes = {
+            "batch": batch,
+            "frame": config.n_frames,
+            "n_mels": config.front_end.n_mels,
+            "audio": config.encoder.n_ctx,
+            "pos": n_pos,
+            "query": positions,
+            "key": positions,
+            "head": own.n_heads,
+            "d_head": own.d_head,
+            "d_enc": config.encoder.d_model,
+            "d_model": config.decoder.d_model,
+            "d_mlp": own.d_mlp,
+            "d_vocab": config.d_vocab,
+            "1": 1,
+        }
+        return tuple(sizes[axis] for axis in self.axes)
+
+
+# --- The table, from its parts. `{w}` is the stack's position axis, `{d}` its width. ---------------
+
+_NORM = (("hook_scale", "batch {w} 1"), ("hook_normalized", "batch {w} {d}"))
+_MLP = (("hook_pre", "batch {w} d_mlp"), ("hook_post", "batch {w} d_mlp"))
+_SELF_ATTENTION = (
+    ("hook_q", "batch {w} head d_head"),
+    ("hook_k", "batch {w} head d_head"),
+    ("hook_v", "batch {w} head d_head"),
+    ("hook_attn_scores", "batch head query key"),
+    ("hook_pattern", "batch head query key"),
+    ("hook_z", "batch {w} head d_head"),
+    ("hook_result", "batch {w} head {d}"),
+)
+_CROSS_ATTENTION = (
+    ("hook_q", "batch pos head d_head"),
+    ("hook_k", "batch audio head d_head"),
+    ("hook_v", "batch audio head d_head"),
+    ("hook_attn_scores", "batch head pos audio"),
+    ("hook_pattern", "batch head pos audio"),
+    ("hook_z", "batch pos head d_head"),
+    ("hook_result", "batch pos head d_model"),
+)
+_LAZY = ("hook_attn_scores", "hook_pattern", "hook_result")
+
+
+def _under(prefix: str, rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(f"{prefix}.{name}", axes) for name, axes in rows]
+
+
+_RESID = "batch {w} {d}"
+_BLOCK = [
+    ("hook_resid_pre", _RESID),
+    *_under("ln1", _NORM),
+    *_under("attn", _SELF_ATTENTION),
+    ("hook_attn_out", _RESID),
+    ("hook_resid_mid", _RESID),
+    *_under("ln2", _NORM),
+    *_under("mlp", _MLP),
+    ("hook_mlp_out", _RESID),
+    ("hook_resid_post", _RESID),
+]
+_CROSS_BLOCK = [
+    ("hook_resid_pre", _RESID),
+    *_under("ln1", _NORM),
+    *_under("attn", _SELF_ATTENTION),
+    ("hook_attn_out", _RESID),
+    ("hook_resid_mid", _RESID),
+    *_under("ln2", _NORM),
+    *_under("cross_attn", _CROSS_ATTENTION),
+    ("hook_cross_attn_out", _RESID),
+    ("hook_resid_mid_cross", _RESID),
+    *_under("ln3", _NORM),
+    *_under("mlp", _MLP),
+    ("hook_mlp_out", _RESID),
+    ("hook_resid_post", _RESID),
+]
+_FRONT_END = [
+    ("hook_mel", "batch frame n_mels"),
+    ("conv1.hook_pre", "batch frame d_enc"),
+    ("conv1.hook_post", "batch frame d_enc"),
+    ("conv2.hook_pre", "batch audio d_enc"),
+    ("hook_embed", "batch audio d_enc"),
+    ("hook_pos_embed", "batch audio d_enc"),
+]
+_ENCODER_TAIL = [*_under("encoder_final_ln", _NORM), ("hook_encoder_out", _RESID)]
+_DECODER_INPUT = [("hook_decoder_embed", _RESID), ("hook_decoder_pos_embed", _RESID)]
+_DECODER_TAIL = [
+    *_under("decoder_final_ln", _NORM),
+    ("unembed.hook_out", "batch pos d_vocab"),
+]
+
+
+def hook_table(config: ModelConfig) -> dict[str, HookSpec]:
+    """Every hook of a model, in the order in which a forward fires them."""
+    encoder = _FRONT_END + _layers("encoder", config.encoder.n_layers, _BLOCK) + _ENCODER_TAIL
+    decoder = (
+        _DECODER_INPUT
+        + _layers("decoder", config.decoder.n_layers, _CROSS_BLOCK)
+        + _DECODER_TAIL
+    )
+    specs = [_spec(name, axes, w="audio", d="d_enc") for name, axes in encoder]
+    specs += [_spec(name, axes, w="pos", d="d_model") for name, axes in decoder]
+    return {spec.name: spec for spec in specs}
+
+
+def _layers(stack: str, n_layers: int, rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [row for i in range(n_layers) for row in _under(f"{stack}.{i}", rows)]
+
+
+def _spec(name: str, axes: str, w: str, d: str) -> HookSpec:
+    return HookSpec(name, tuple(axes.format(w=w, d=d).split()), name.endswith(_LAZY))
+
+
+# --- Choosing hooks --------------------------------------------------------------------------------
+
+
+def select(selector: Selector, table: Mapping[str, HookSpec]) -> list[str]:
+    """The hooks that `selector` means, in table order.
+
+    `selector` is None (every hook that is not lazy), a name, a shell-style glob (`*` also crosses
+    dots), a list of names and globs, or a function of the name.
+
+    Raises `UnknownHookError` where a name or a glob matches nothing.
+    """
+    if selector is None:
+        return [name for name, spec in table.items() if not spec.lazy]
+    if callable(selector):
+        return [name for name in table if selector(name)]
+    globs = [selector] if isinstance(selector, str) else list(selector)
+    chosen = {name for glob in globs for name in _match(glob, table)}
+    return [name for name in table if name in chosen]
+
+
+def _match(glob: str, table: Mapping[str, HookSpec]) -> list[str]:
+    if glob in table:
+        return [glob]
+    matches = [
+        name
+        for name, spec in table.items()
+        if fnmatchcase(name, glob) and (not spec.lazy or glob.endswith(spec.leaf))
+    ]
+    if not matches:
+        raise UnknownHookError(_no_such_hook(glob, table))
+    return matches
+
+
+def _no_such_hook(asked: str, names: Iterable[str]) -> str:
+    names = list(names)
+    layer_hint = _layer_hint(asked, names)
+    if layer_hint:
+        return f"no hook {asked!r}: {layer_hint}"
+    if any(wildcard in asked for wildcard in "*?["):
+        return (
+            f"the glob {asked!r} matches no hook. `*` also crosses dots, and a lazy hook "
+            f"({', '.join(_LAZY)}) is matched only where its own name is spelt out, as in "
+            "'decoder.*.hook_pattern'. `hooked-asr hooks` lists every name"
+        )
+    nearest = difflib.get_close_matches(asked, names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, nearest))}? " if nearest else ""
+    return f"no hook {asked!r}; {hint}`hooked-asr hooks` lists every name"
+
+
+def _layer_hint(asked: str, names: list[str]) -> str | None:
+    """What to say of a name that is right but for its layer."""
+    stack, _, rest = asked.partition(".")
+    layer, _, rest = rest.partition(".")
+    layers = [int(name.split(".")[1]) for name in names if name.startswith(f"{stack}.")]
+    if stack in STACKS and layers and layer.isdigit() and f"{stack}.{layers[0]}.{rest}" in names:
+        return f"the {stack}'s layers are {min(layers)} to {max(layers)}"
+    return None
+
+
+def resolve(key: ShortName, names: Iterable[str]) -> str:
+    """The one of `names` that a full name or a short form means.
+
+    A short form is the last part of the name (with or without `hook_`), a layer, and as many words
+    of the path as make it unique.
+
+    >>> resolve(("z", 1, "cross_attn"), ["decoder.1.attn.hook_z", "decoder.1.cross_attn.hook_z"])
+    'decoder.1.cross_attn.hook_z'
+
+    Raises `UnknownHookError` where nothing fits, or more than one does.
+    """
+    names = list(names)
+    if isinstance(key, str) and key in names:
+        return key
+    leaf, *words = (key,) if isinstance(key, str) else key
+    fitting = [
+        name
+        for name in names
+        if name.rpartition(".")[2] in (leaf, f"hook_{leaf}")
+        and all(str(word) in name.split(".") for word in words)
+    ]
+    if not fitting:
+        raise UnknownHookError(_no_such_hook(".".join(map(str, [*words, leaf])), names))
+    if len(fitting) > 1:
+        shown = ", ".join(fitting[:4]) + (", …" if len(fitting) > 4 else "")
+        raise UnknownHookError(
+            f"{key!r} could mean {len(fitting)} hooks ({shown}): add a layer, a stack or a module, "
+            "as in ('z', 3, 'cross_attn') or ('resid_post', 3, 'encoder')"
+        )
+    return fitting[0]

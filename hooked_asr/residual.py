@@ -1,0 +1,208 @@
+"""The residual stream taken apart: methods of `ActivationCache` over what it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_asr.config import STACKS
+
+Components = Float[Tensor, "component *batch pos d_model"]
+
+_EMBEDDINGS = {
+    "encoder": ("hook_embed", "hook_pos_embed"),
+    "decoder": ("hook_decoder_embed", "hook_decoder_pos_embed"),
+}
+_FINAL_NORM = {"encoder": "encoder_final_ln", "decoder": "decoder_final_ln"}
+_UNEMBED = "decoder"
+
+
+class ResidualStream:
+    """What each part of a model wrote to a residual stream.
+
+    Layers count from 0. "Up to layer n" is the stream that enters layer n; `layer=None` is the
+    stream that leaves the last layer, before the final norm.
+    """
+
+    model: Any
+
+    def __getitem__(self, key: Any) -> Tensor:
+        raise KeyError(key)
+
+    def stack_activation(self, name: str, *where: str) -> Float[Tensor, "layer *axes"]:
+        """One activation over all layers of a stack: `cache.stack_activation("z", "cross_attn")`.
+
+        `where` are words of the path, as in the short form of a name.
+        """
+        if self._has_stack("encoder", where) and self._has_stack("decoder", where):
+            raise ValueError(
+                f"{name!r} is in both stacks: add 'encoder' or 'decoder', "
+                f"as in stack_activation({name!r}, 'encoder')"
+            )
+        stack = "encoder" if self._has_stack("encoder", where) else "decoder"
+        layers = range(self._need_model().config.stack(stack).n_layers)
+        return torch.stack([self[(name, i, stack, *where)] for i in layers])
+
+    def accumulated_resid(
+        self,
+        layer: int | None = None,
+        stack: str = "decoder",
+        incl_mid: bool = False,
+        apply_ln: bool = False,
+    ) -> tuple[Components, list[str]]:
+        """The residual stream as it enters each layer up to `layer`, and last as it stands there.
+
+        Returns the stack and its labels. `incl_mid` adds the streams between a layer's parts;
+        `apply_ln` divides by the final norm's scale and multiplies by its weight.
+        """
+        labels = []
+        for i in range(self._end(layer, stack)):
+            labels.append(f"{i}_pre")
+            if incl_mid:
+                labels += [f"{i}_mid", *([f"{i}_mid_cross"] if stack == "decoder" else [])]
+        terms = [
+            self[f"{stack}.{i}.hook_resid_{part}"]
+            for i, part in (label.split("_", 1) for label in labels)
+        ]
+        stacked = torch.stack([*terms, self._resid_at(layer, stack)])
+        labels.append("final" if layer is None else f"{layer}_pre")
+        return (self.apply_ln_to_stack(stacked, stack) if apply_ln else stacked), labels
+
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        stack: str = "decoder",
+        per_head: bool = False,
+        separate_bias: bool = False,
+    ) -> tuple[Components, list[str]]:
+        """What the embeddings and each layer's parts wrote: the terms sum to the stream there.
+
+        Returns the terms and their labels: `embed`, `pos_embed`, `0_attn_out`, `0_cross_attn_out`
+        (decoder), `0_mlp_out`, … `per_head` splits attention into heads (`0_attn_h3`);
+        `separate_bias` (implied by `per_head`) takes the output biases out of the terms and into
+        one last term, `bias`.
+        """
+        terms = {name: self[hook] for name, hook in zip(
+            ("embed", "pos_embed"), _EMBEDDINGS[stack], strict=True)}
+        bias = torch.zeros_like(terms["embed"])
+        for i in range(self._end(layer, stack)):
+            block = getattr(self._need_model(), stack)[i]
+            for part in self._attentions(stack):
+                if per_head:
+                    heads = self._head_results(stack, i, part)
+                    terms |= {f"{i}_{part}_h{h}": head for h, head in enumerate(heads)}
+                else:
+                    terms[f"{i}_{part}_out"] = self[f"{stack}.{i}.hook_{part}_out"]
+                    if separate_bias:
+                        terms[f"{i}_{part}_out"] = terms[f"{i}_{part}_out"] - self._like(
+                            getattr(block, part).b_O, bias
+                        )
+                bias = bias + self._like(getattr(block, part).b_O, bias)
+            terms[f"{i}_mlp_out"] = self[f"{stack}.{i}.hook_mlp_out"]
+            if separate_bias or per_head:
+                b_out = self._like(block.mlp.b_out, bias)
+                terms[f"{i}_mlp_out"] = terms[f"{i}_mlp_out"] - b_out
+                bias = bias + b_out
+        if separate_bias or per_head:
+            terms["bias"] = bias
+        return torch.stack(list(terms.values())), list(terms)
+
+    def stack_head_results(
+        self, layer: int | None = None, stack: str = "decoder", module: str | None = None
+    ) -> tuple[Components, list[str]]:
+        """What each head wrote to the stream, in every layer before `layer`, and its labels.
+
+        `module` is "attn" or "cross_attn"; by default both where the stack has both. Computed from
+        `hook_z`; output biases belong to no head and are left out.
+        """
+        parts = [module] if module else self._attentions(stack)
+        results = {
+            f"{i}_{part}_h{h}": head
+            for i in range(self._end(layer, stack))
+            for part in parts
+            for h, head in enumerate(self._head_results(stack, i, part))
+        }
+        return torch.stack(list(results.values())), list(results)
+
+    def apply_ln_to_stack(
+        self,
+        components: Components,
+        stack: str = "decoder",
+        layer: int | None = None,
+        module: str = "ln1",
+    ) -> Components:
+        """A norm as it acted in this run, applied to each component: linear, with its scale fixed.
+
+        The final norm by default; with `layer`, that layer's `module`. The norm's bias belongs to
+        no component and is left out.
+        """
+        path = _FINAL_NORM[stack] if layer is None else f"{stack}.{layer}.{module}"
+        norm = self._need_model().get_submodule(path)
+        scaled: Tensor = norm.with_scale(components, self[f"{path}.hook_scale"])
+        return scaled
+
+    def logit_attrs(
+        self,
+        components: Components,
+        tokens: int | Tensor,
+        incorrect_tokens: int | Tensor | None = None,
+    ) -> Float[Tensor, "component *batch pos"]:
+        """How much each component adds to a token's logit (or to a difference of two logits).
+
+        `components` come straight from `decompose_resid` and its kin; the final norm is applied
+        here. `tokens` is one id, or a tensor that broadcasts to [batch pos]. The terms and
+        `decoder_final_ln.bias @ W_U[:, token]` sum to the logit.
+        """
+        rows = self._need_model().W_U.T
+        direction = rows[tokens]
+        if incorrect_tokens is not None:
+            direction = direction - rows[incorrect_tokens]
+        normed = self.apply_ln_to_stack(components, _UNEMBED)
+        return (normed * self._like(direction, normed)).sum(-1)
+
+    def _resid_at(self, layer: int | None, stack: str) -> Tensor:
+        n_layers = self._need_model().config.stack(stack).n_layers
+        if self._end(layer, stack) == n_layers:
+            return self[f"{stack}.{n_layers - 1}.hook_resid_post"]
+        return self[f"{stack}.{layer}.hook_resid_pre"]
+
+    def _head_results(self, stack: str, layer: int, part: str) -> Float[Tensor, "head *axes"]:
+        z = self[f"{stack}.{layer}.{part}.hook_z"]
+        W_O = getattr(getattr(self._need_model(), stack)[layer], part).W_O
+        return einsum(
+            z, self._like(W_O, z),
+            "... head d_head, head d_head d_model -> head ... d_model",
+        )  # fmt: skip
+
+    def _end(self, layer: int | None, stack: str) -> int:
+        n_layers: int = self._need_model().config.stack(stack).n_layers
+        if layer is None:
+            return n_layers
+        if not 0 <= layer <= n_layers:
+            raise ValueError(f"the {stack} has layers 0 to {n_layers - 1}; asked for {layer}")
+        return layer
+
+    def _need_model(self) -> Any:
+        if self.model is None:
+            raise ValueError(
+                "this cache knows no model: load it with ActivationCache.load(path, model=model)"
+            )
+        return self.model
+
+    @staticmethod
+    def _has_stack(stack: str, where: tuple[str, ...]) -> bool:
+        other = STACKS[1 - STACKS.index(stack)]
+        return other not in where and not (stack == "encoder" and "cross_attn" in where)
+
+    @staticmethod
+    def _attentions(stack: str) -> list[str]:
+        return ["attn"] if stack == "encoder" else ["attn", "cross_attn"]
+
+    @staticmethod
+    def _like(weight: Tensor, activation: Tensor) -> Tensor:
+        """A weight where, and as what, the cached activations are kept."""
+        return weight.to(activation.device, activation.dtype)

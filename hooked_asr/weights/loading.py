@@ -1,0 +1,79 @@
+"""Putting weights into a model, under its own names, without copying them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooked_asr.weights.checkpoint import CheckpointError
+from hooked_asr.weights.source import Source
+
+_PREFIX = "model."
+
+
+def load_weights(
+    model: Any,
+    source: Source,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype | None,
+) -> None:
+    """Give `model` (which may lie on the meta device) these tensors as its weights.
+
+    A tensor that already has the right type becomes the parameter itself.
+
+    Raises `CheckpointError` that names every tensor that is missing, left over or of another shape.
+    """
+    wanted = {source.key(name): (name, p) for name, p in _parameters(model).items()}
+    weights: dict[str, Tensor] = {}
+    extra, misshapen = [], []
+    for full_key, tensor in tensors:
+        key = full_key.removeprefix(_PREFIX)
+        if key not in wanted:
+            extra.append(full_key)
+            continue
+        name, parameter = wanted[key]
+        if tensor.shape != parameter.shape:
+            misshapen.append(f"{full_key}: {list(tensor.shape)}, not {list(parameter.shape)}")
+        weights[name] = tensor.to(dtype)
+    missing = [key for key, (name, _) in wanted.items() if name not in weights]
+    # A tied unembedding may be stored a second time, as the embedding's equal.
+    extra = [key for key in extra if not (_is_unembedding(key, source) and _tied(model))]
+    _refuse(missing=missing, extra=extra, misshapen=misshapen)
+    if _tied(model):
+        weights["unembed.weight"] = weights["embed.weight"]
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+
+
+def to_hf_weights(model: Any, source: Source, hf_model: Any) -> None:
+    """Give the Hugging Face model this model's weights: the same memory, not a copy."""
+    theirs = {key.removeprefix(_PREFIX): key for key in hf_model.state_dict()}
+    weights = {theirs[source.key(n)]: p.detach() for n, p in _parameters(model).items()}
+    hf_model.load_state_dict(weights, assign=True, strict=False)
+    hf_model.tie_weights()
+
+
+def _parameters(model: Any) -> dict[str, Tensor]:
+    # named_parameters gives a tied unembedding once, as the embedding.
+    return dict(model.named_parameters())
+
+
+def _tied(model: Any) -> bool:
+    return bool(model.config.tied_embeddings)
+
+
+def _is_unembedding(key: str, source: Source) -> bool:
+    return key.removeprefix(_PREFIX) == source.key("unembed.weight")
+
+
+def _refuse(**faults: list[str]) -> None:
+    said = [
+        f"{len(keys)} {kind} ({', '.join(keys[:5])}{', …' if len(keys) > 5 else ''})"
+        for kind, keys in faults.items()
+        if keys
+    ]
+    if said:
+        raise CheckpointError(f"the checkpoint does not fit its config: {'; '.join(said)}")

@@ -1,0 +1,113 @@
+"""Whisper's checkpoints, as OpenAI and everyone since published them on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+
+from hooked_asr.config import ConfigError, FrontEndConfig, ModelConfig, StackConfig
+from hooked_asr.weights.source import Source
+
+_MODULES = {
+    "conv1": "encoder.conv1",
+    "conv2": "encoder.conv2",
+    "encoder_pos_embed": "encoder.embed_positions",
+    "encoder.{i}.ln1": "encoder.layers.{i}.self_attn_layer_norm",
+    "encoder.{i}.attn.q_proj": "encoder.layers.{i}.self_attn.q_proj",
+    "encoder.{i}.attn.k_proj": "encoder.layers.{i}.self_attn.k_proj",
+    "encoder.{i}.attn.v_proj": "encoder.layers.{i}.self_attn.v_proj",
+    "encoder.{i}.attn.o_proj": "encoder.layers.{i}.self_attn.out_proj",
+    "encoder.{i}.ln2": "encoder.layers.{i}.final_layer_norm",
+    "encoder.{i}.mlp.fc_in": "encoder.layers.{i}.fc1",
+    "encoder.{i}.mlp.fc_out": "encoder.layers.{i}.fc2",
+    "encoder_final_ln": "encoder.layer_norm",
+    "embed": "decoder.embed_tokens",
+    "decoder_pos_embed": "decoder.embed_positions",
+    "decoder.{i}.ln1": "decoder.layers.{i}.self_attn_layer_norm",
+    "decoder.{i}.attn.q_proj": "decoder.layers.{i}.self_attn.q_proj",
+    "decoder.{i}.attn.k_proj": "decoder.layers.{i}.self_attn.k_proj",
+    "decoder.{i}.attn.v_proj": "decoder.layers.{i}.self_attn.v_proj",
+    "decoder.{i}.attn.o_proj": "decoder.layers.{i}.self_attn.out_proj",
+    "decoder.{i}.ln2": "decoder.layers.{i}.encoder_attn_layer_norm",
+    "decoder.{i}.cross_attn.q_proj": "decoder.layers.{i}.encoder_attn.q_proj",
+    "decoder.{i}.cross_attn.k_proj": "decoder.layers.{i}.encoder_attn.k_proj",
+    "decoder.{i}.cross_attn.v_proj": "decoder.layers.{i}.encoder_attn.v_proj",
+    "decoder.{i}.cross_attn.o_proj": "decoder.layers.{i}.encoder_attn.out_proj",
+    "decoder.{i}.ln3": "decoder.layers.{i}.final_layer_norm",
+    "decoder.{i}.mlp.fc_in": "decoder.layers.{i}.fc1",
+    "decoder.{i}.mlp.fc_out": "decoder.layers.{i}.fc2",
+    "decoder_final_ln": "decoder.layer_norm",
+    "unembed": "proj_out",
+}
+
+# Fields of published configs that current transformers has dropped, and that change no activation.
+_HISTORICAL = {"_name_or_path", "torch_dtype", "transformers_version", "model_type", "num_hidden_layers"}
+
+
+def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
+    """Translate a Whisper `config.json`.
+
+    Raises `ConfigError` for a field that this translation does not know: it might change the model.
+    """
+    known = WhisperConfig().to_dict().keys() | GenerationConfig().to_dict().keys() | _HISTORICAL
+    unknown = sorted(fields.keys() - known)
+    if unknown:
+        raise ConfigError(
+            f"the Whisper config has fields this library does not know: {', '.join(unknown)}. "
+            "What they do to the model is unknown too, so it is not loaded; if they do nothing, "
+            "remove them from config.json"
+        )
+    field = WhisperConfig().to_dict() | dict(fields)
+    return ModelConfig(
+        front_end=FrontEndConfig(n_mels=field["num_mel_bins"]),
+        encoder=_stack(field, "encoder", n_ctx=field["max_source_positions"]),
+        decoder=_stack(field, "decoder", n_ctx=field["max_target_positions"]),
+        d_vocab=field["vocab_size"],
+        tied_embeddings=field["tie_word_embeddings"],
+    )
+
+
+def _stack(field: Mapping[str, Any], name: str, n_ctx: int) -> StackConfig:
+    return StackConfig(
+        n_layers=field[f"{name}_layers"],
+        n_heads=field[f"{name}_attention_heads"],
+        d_model=field["d_model"],
+        d_mlp=field[f"{name}_ffn_dim"],
+        n_ctx=n_ctx,
+        activation=field["activation_function"],
+    )
+
+
+def config_to_hf(config: ModelConfig, other_fields: Mapping[str, Any]) -> WhisperConfig:
+    """Translate back; `other_fields` are those that say nothing of the architecture.
+
+    Raises `ConfigError` where Whisper's config cannot say what this one does.
+    """
+    encoder, decoder = config.encoder, config.decoder
+    if encoder.d_model != decoder.d_model or encoder.activation != decoder.activation:
+        raise ConfigError("a Whisper config has one width and one activation for both stacks")
+    architecture = {
+        "vocab_size": config.d_vocab,
+        "num_mel_bins": config.front_end.n_mels,
+        "d_model": decoder.d_model,
+        "activation_function": decoder.activation,
+        "max_source_positions": encoder.n_ctx,
+        "max_target_positions": decoder.n_ctx,
+        "tie_word_embeddings": config.tied_embeddings,
+    }
+    for name, stack in (("encoder", encoder), ("decoder", decoder)):
+        architecture[f"{name}_layers"] = stack.n_layers
+        architecture[f"{name}_attention_heads"] = stack.n_heads
+        architecture[f"{name}_ffn_dim"] = stack.d_mlp
+    return WhisperConfig(**{**other_fields, **architecture})
+
+
+WHISPER = Source(
+    model_type="whisper",
+    modules=_MODULES,
+    config_from_hf=config_from_hf,
+    config_to_hf=config_to_hf,
+    hf_model=WhisperForConditionalGeneration,
+)
