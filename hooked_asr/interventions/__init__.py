@@ -1,0 +1,55 @@
+"""Interventions as data: a site in the model, and what happens there.
+
+An intervention stands wherever a hook does:
+
+    model.run_with_hooks(mel, tokens, fwd_hooks=[zero("decoder.3.cross_attn.5")])
+    model.transcribe("clip.flac", fwd_hooks=[replace("encoder.2.mlp", noise_cache)])
+
+A *source* is what comes in from elsewhere: an `ActivationCache` (or any mapping from hook names to
+tensors), or one tensor of the activation's own shape, a batch of one standing for every clip.
+"""
+
+from hooked_asr.interventions.actions import (
+    ACTIONS,
+    Action,
+    Add,
+    Custom,
+    Mean,
+    Replace,
+    Source,
+    Zero,
+)
+from hooked_asr.interventions.intervention import (
+    Intervention,
+    add,
+    custom,
+    interpolate,
+    mean,
+    replace,
+    zero,
+)
+from hooked_asr.interventions.serial import from_json, to_json
+from hooked_asr.interventions.site import PARTS, InterventionError, Site
+
+__all__ = [
+    "ACTIONS",
+    "PARTS",
+    "Action",
+    "Add",
+    "Custom",
+    "Intervention",
+    "InterventionError",
+    "Mean",
+    "Replace",
+    "Site",
+    "Source",
+    "Zero",
+    "add",
+    "custom",
+    "from_json",
+    "interpolate",
+    "mean",
+    "replace",
+    "to_json",
+    "zero",
+]

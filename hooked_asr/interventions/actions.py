@@ -1,0 +1,124 @@
+"""What can happen at a site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hooked_asr.interventions.site import Activation, InterventionError, Region
+
+Source = Mapping[str, Tensor] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Action:
+    """What happens at a site: `value` gives what the site holds afterwards."""
+
+    kind: ClassVar[str]
+
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
+        raise TypeError(f"{type(self).__name__} says nothing of what happens at a site")
+
+
+@dataclass(frozen=True, eq=False)
+class Zero(Action):
+    """Nothing is left."""
+
+    kind = "zero"
+
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
+        return torch.zeros_like(x[region.local])
+
+
+@dataclass(frozen=True, eq=False)
+class Replace(Action):
+    """`(1 - alpha) * original + alpha * source`; the source itself at `alpha=1`."""
+
+    kind = "replace"
+    source: Source
+    alpha: float = 1.0
+
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
+        source, here = _fetch(self.source, hook, x), x[region.local]
+        length = source.shape[hook.spec.position_axis]
+        if length <= region.last:
+            raise InterventionError(
+                f"the source for {hook.name} has {length} positions; "
+                f"position {region.last} is asked for"
+            )
+        new = _fit("source", source[region.absolute], here, hook)
+        return new if self.alpha == 1.0 else torch.lerp(here, new, self.alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class Mean(Action):
+    """The mean over positions: of each clip's own running forward, or over all of a source."""
+
+    kind = "mean"
+    source: Source | None = None
+
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
+        axis = hook.spec.position_axis
+        if self.source is None:
+            mean = x.mean(axis, keepdim=True)
+        else:
+            mean = _fetch(self.source, hook, x).mean((0, axis), keepdim=True)
+        return _fit("mean", mean, x, hook)[region.local]
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Action):
+    """`original + scale * direction`; the direction is `[d]`, or `[head d]` for several heads."""
+
+    kind = "add"
+    direction: Tensor
+    scale: float = 1.0
+
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
+        here = x[region.local]
+        direction = _fit("direction", self.direction.to(x.device, x.dtype), here, hook)
+        return here + self.scale * direction
+
+
+@dataclass(frozen=True, eq=False)
+class Custom(Action):
+    """Whatever the function makes of the site: `fn(activation, hook=hook_point)`."""
+
+    kind = "custom"
+    fn: Callable[..., Tensor]
+
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
+        return self.fn(x[region.local], hook=hook)
+
+
+ACTIONS = {action.kind: action for action in (Zero, Replace, Mean, Add, Custom)}
+
+
+def _fetch(source: Source, hook: Any, x: Activation) -> Activation:
+    """The source's activation for this hook, where and as what `x` is."""
+    if isinstance(source, Mapping):
+        if hook.name not in source:
+            raise InterventionError(
+                f"the source has no {hook.name!r}: cache it in the reference run (names_filter)"
+            )
+        source = source[hook.name]
+    if source.ndim != x.ndim:
+        raise InterventionError(
+            f"a source for {hook.name} has axes {' '.join(hook.spec.axes)}; "
+            f"got a tensor of shape {list(source.shape)}"
+        )
+    return source.to(x.device, x.dtype)
+
+
+def _fit(what: str, new: Tensor, here: Activation, hook: Any) -> Activation:
+    try:
+        return new.expand_as(here)
+    except RuntimeError:
+        raise InterventionError(
+            f"a {what} of shape {list(new.shape)} does not fit {list(here.shape)} at {hook.name} "
+            f"({' '.join(hook.spec.axes)})"
+        ) from None

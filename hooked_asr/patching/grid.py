@@ -1,0 +1,146 @@
+"""Which places a sweep visits: grids of sites with named axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from hooked_asr.config import ModelConfig
+from hooked_asr.errors import HookedASRError
+from hooked_asr.interventions import PARTS, Site
+
+Positions = str | Sequence[int | Sequence[int]] | None
+
+_COMPONENTS = {
+    "encoder": ("attn", "mlp", "resid_post"),
+    "decoder": ("attn", "cross_attn", "mlp", "resid_post"),
+}
+_EACH = "each"
+
+
+class SitesError(HookedASRError):
+    """A grid of sites that the model has no room for."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sites in the order of a row-major array over `axes`, first to last."""
+
+    axes: dict[str, list[str | int]]
+    sites: list[Site]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(map(len, self.axes.values()))
+
+
+@dataclass(frozen=True)
+class Sites:
+    """A wish for sites, which a model's config turns into a grid.
+
+    `parts`: what of each layer; one part, `head`, stands for every head of `attention`.
+    """
+
+    stack: str
+    parts: tuple[str, ...] = ()
+    attention: str | None = None
+    positions: Positions = None
+
+    def grid(self, config: ModelConfig, n_pos: int) -> Grid:
+        """The grid in a model, for an input of `n_pos` tokens."""
+        stack = config.stack(self.stack)
+        groups = self._groups(config.encoder.n_ctx if self.stack == "encoder" else n_pos)
+        axes: dict[str, list[str | int]] = {"layer": list(range(stack.n_layers))}
+        if self.attention:
+            axes["head"] = list(range(stack.n_heads))
+        else:
+            axes["component"] = list(self.parts)
+        if groups is not None:
+            axes["position"] = [_label(group) for group in groups]
+        within = list(axes.values())[1]
+        everywhere: list[tuple[int, ...] | None] = [None]
+        sites = [
+            self._site(layer, one, group)
+            for layer, one, group in product(axes["layer"], within, groups or everywhere)
+        ]
+        return Grid(axes, sites)
+
+    def _site(self, layer: str | int, one: str | int, positions: tuple[int, ...] | None) -> Site:
+        if self.attention:
+            return Site(f"{self.stack}.{layer}.{self.attention}.hook_z", (int(one),), positions)
+        return Site(f"{self.stack}.{layer}.{PARTS[str(one)]}", None, positions)
+
+    def _groups(self, n_pos: int) -> list[tuple[int, ...]] | None:
+        """Each entry's positions; None where every site means all of them at once."""
+        if self.positions is None:
+            return None
+        if isinstance(self.positions, str):
+            return [(position,) for position in range(n_pos)]
+        groups = [(one,) if isinstance(one, int) else tuple(one) for one in self.positions]
+        beyond = [p for group in groups for p in group if not 0 <= p < n_pos]
+        if beyond:
+            raise SitesError(f"this input has positions 0 to {n_pos - 1}; asked for {beyond[0]}")
+        return groups
+
+
+def heads(part: str = "decoder.cross_attn", positions: Positions = None) -> Sites:
+    """Every head of an attention: "encoder.attn", "decoder.attn" or "decoder.cross_attn".
+
+    `positions`: None for all of them at once, "each" for one at a time, or a list of positions and
+    spans (encoder positions are 20 ms long). Axes: layer, head, and position where asked for.
+    """
+    stack, _, attention = part.partition(".")
+    if (stack, attention) not in (
+        ("encoder", "attn"),
+        ("decoder", "attn"),
+        ("decoder", "cross_attn"),
+    ):
+        raise SitesError(
+            "heads are those of 'encoder.attn', 'decoder.attn' or 'decoder.cross_attn'; "
+            f"got {part!r}"
+        )
+    return Sites(stack, attention=attention, positions=_checked(positions))
+
+
+def components(
+    stack: str = "decoder", parts: Sequence[str] | None = None, positions: Positions = None
+) -> Sites:
+    """What each layer's parts write to the stream, and the stream itself.
+
+    `parts` are among attn, cross_attn (decoder), mlp, resid_pre, resid_mid, resid_mid_cross
+    (decoder) and resid_post. Axes: layer, component, and position where asked for (see `heads`).
+    """
+    if stack not in _COMPONENTS:
+        raise SitesError(f"no stack {stack!r}; there are 'encoder' and 'decoder'")
+    chosen = tuple(parts or _COMPONENTS[stack])
+    known = [part for part in PARTS if stack == "decoder" or "cross" not in part]
+    unknown = [part for part in chosen if part not in known]
+    if unknown:
+        raise SitesError(f"the {stack} has no part {unknown[0]!r}; there are {', '.join(known)}")
+    return Sites(stack, chosen, positions=_checked(positions))
+
+
+def parse_sites(text: str) -> Sites:
+    """Sites as the command line writes them.
+
+    `decoder.cross_attn` (its heads), `decoder` (its components), `decoder.mlp` (one component in
+    every layer); `@each` behind it for one position at a time.
+    """
+    path, _, positions = text.partition("@")
+    if positions not in ("", _EACH):
+        raise SitesError(f"behind @ stands {_EACH!r}, for each position; got {positions!r}")
+    stack, _, part = path.partition(".")
+    if part.endswith("attn"):
+        return heads(path, positions or None)
+    return components(stack, [part] if part else None, positions or None)
+
+
+def _checked(positions: Positions) -> Positions:
+    if isinstance(positions, str) and positions != _EACH:
+        raise SitesError(f"positions are None, {_EACH!r} or a list; got {positions!r}")
+    return positions
+
+
+def _label(group: tuple[int, ...]) -> str | int:
+    return group[0] if len(group) == 1 else f"{group[0]}-{group[-1]}"

@@ -1,0 +1,58 @@
+"""Metrics as the command line writes them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from hooked_asr.errors import HookedASRError
+from hooked_asr.patching.metrics import Metric, kl, log_prob, logit_diff, transcript_log_prob
+from hooked_asr.shapes import Mel, Tokens
+
+METRIC_HELP = (
+    "transcript (mean log-probability of the text), kl (from the clean run), log_prob:TOKEN, or "
+    "logit_diff:TOKEN/OTHER; @N behind it reads at position N, otherwise where TOKEN comes next"
+)
+
+
+class MetricError(HookedASRError):
+    """A metric that was not understood, or has no place in this transcript."""
+
+
+def parse_metric(text: str, model: Any, mel: Mel, tokens: Tokens, prompt_length: int) -> Metric:
+    """The metric that `text` means for one run.
+
+    Raises `MetricError` for what is no metric, `InputError` for a text that is not one token.
+    """
+    match = re.fullmatch(r"(\w+)(?::(.+?))?(?:@(\d+))?", text)
+    kind, words, place = match.groups() if match else ("", None, None)
+    pos = int(place) if place else None
+    if pos is not None and pos >= tokens.shape[1]:
+        raise MetricError(f"the run has positions 0 to {tokens.shape[1] - 1}; got @{pos}")
+    if kind == "transcript" and not words:
+        return transcript_log_prob(tokens, prompt_length)
+    if kind == "kl" and not words:
+        with torch.no_grad():
+            return kl(model(mel, tokens), pos)
+    if kind == "log_prob" and words:
+        token = _token(model, words)
+        return log_prob(token, _place(pos, token, tokens))
+    if kind == "logit_diff" and words and words.count("/") == 1:
+        a, b = (_token(model, word) for word in words.split("/"))
+        return logit_diff(a, b, _place(pos, a, tokens))
+    raise MetricError(f"no metric {text!r}; there are {METRIC_HELP}")
+
+
+def _token(model: Any, word: str) -> int:
+    """A word as a token; as the model writes it, with a space before, where that is one."""
+    spaced = model.tokenizer.encode(f" {word}", add_special_tokens=False)
+    return spaced[0] if len(spaced) == 1 else model.to_single_token(word)
+
+
+def _place(pos: int | None, token: int, tokens: Tokens) -> int:
+    if pos is not None:
+        return pos
+    following = (tokens[0, 1:] == token).nonzero()
+    return int(following[0]) if len(following) else tokens.shape[1] - 1

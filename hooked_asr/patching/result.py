@@ -1,0 +1,128 @@
+"""The numbers of a sweep, with what they mean."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_asr.files import written_aside
+from hooked_asr.viz.heatmap import heatmap
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """One number for each site of a sweep.
+
+    - `values`: the metric with the intervention at that site, over `axes` (name -> labels).
+    - `clean`, `reference`: the metric of the untouched runs; `reference` is NaN without one.
+    - `sites`: short names, in row-major order of `values`.
+    - `tokens`: the text of each decoder position, where the model has a tokenizer.
+    """
+
+    values: Float[Tensor, "..."]
+    axes: dict[str, list[str | int]]
+    sites: list[str]
+    clean: float
+    reference: float
+    metric: str
+    operation: str
+    alpha: float
+    model: str
+    tokens: list[str] | None = None
+
+    @property
+    def change(self) -> Float[Tensor, "..."]:
+        """How far each intervention moves the metric from the clean run."""
+        return self.values - self.clean
+
+    @property
+    def normalized(self) -> Float[Tensor, "..."]:
+        """The change as a share of that from clean to reference run: 0 nothing, 1 all of it."""
+        return self.change / (self.reference - self.clean)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each site: its axes, name, value, change, and normalized change."""
+        index = pd.MultiIndex.from_product(self.axes.values(), names=list(self.axes))
+        table = index.to_frame(index=False)
+        table["site"] = self.sites
+        for name in ("value", "change", "normalized"):
+            tensor = self.values if name == "value" else getattr(self, name)
+            table[name] = tensor.flatten().double().numpy()
+        if math.isnan(self.reference):
+            table = table.drop(columns="normalized")
+        if self._token_axis:
+            table["token"] = [(self.tokens or [])[position] for position in table["position"]]
+        return table
+
+    def top(self, k: int = 10) -> pd.DataFrame:
+        """The `k` sites that move the metric most, strongest first."""
+        table = self.to_pandas()
+        order = table["change"].abs().sort_values(ascending=False, kind="stable").index
+        return table.loc[order[:k]].reset_index(drop=True)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything as JSON, or the table alone as CSV, by the path's suffix."""
+        suffix = Path(path).suffix
+        if suffix not in (".json", ".csv"):
+            raise ValueError(f"a result is saved as .json or .csv; got {os.fspath(path)!r}")
+        with written_aside(path) as aside:
+            if suffix == ".csv":
+                self.to_pandas().to_csv(aside, index=False)
+            else:
+                aside.write_text(json.dumps(self._plain(), indent=2), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SweepResult:
+        """Read what `save` wrote as JSON."""
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        numbers = np.array(fields.pop("values"), dtype=float)  # null becomes NaN
+        for name in ("clean", "reference"):
+            fields[name] = math.nan if fields[name] is None else fields[name]
+        return cls(values=torch.from_numpy(numbers).float(), **fields)
+
+    def plot(self, what: str = "change") -> alt.FacetChart | alt.Chart:
+        """A heatmap of "change", "value" or "normalized"; `.save("figure.html")`, or .png, .svg."""
+        values = self.values if what == "value" else getattr(self, what)
+        axes = dict(self.axes)
+        if self._token_axis:
+            axes["position"] = [f"{p} {(self.tokens or [])[int(p)]}" for p in axes["position"]]
+        return heatmap(
+            values,
+            axes,
+            label=what,
+            title=f"{self.operation}: {self.metric}",
+            subtitle=f"{Path(self.model).name}; clean {self.clean:.3f}"
+            + ("" if math.isnan(self.reference) else f", reference {self.reference:.3f}"),
+            centred=what != "value",
+        )
+
+    @property
+    def _token_axis(self) -> bool:
+        """Whether positions are single tokens whose text is known."""
+        positions = self.axes.get("position", ["-"])
+        return bool(self.tokens) and all(isinstance(p, int) for p in positions)
+
+    def _plain(self) -> dict[str, Any]:
+        fields = asdict(self)
+        fields["values"] = _nullable(self.values.double().tolist())
+        for name in ("clean", "reference"):
+            fields[name] = _nullable(fields[name])
+        return fields
+
+
+def _nullable(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, list):
+        return [_nullable(one) for one in value]
+    return value if math.isfinite(value) else None
