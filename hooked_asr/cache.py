@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hooked_asr.files import written_aside
-from hooked_asr.names import ShortName, resolve
+from hooked_asr.names import ShortName, UnknownHookError, resolve
 from hooked_asr.residual import ResidualStream
 
 Positions = int | slice | None
@@ -35,7 +35,7 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
     def __getitem__(self, key: ShortName) -> Tensor:
         if isinstance(key, str) and key in self._tensors:
             return self._tensors[key]
-        return self._tensors[resolve(key, self._tensors)]
+        return self._tensors[self._resolve(key)]
 
     def __contains__(self, key: object) -> bool:
         return key in self._tensors
@@ -48,6 +48,19 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"ActivationCache({len(self)} activations, {self.nbytes / 2**20:.1f} MiB)"
+
+    def _resolve(self, key: ShortName) -> str:
+        try:
+            return resolve(key, self._tensors)
+        except UnknownHookError:
+            if self.model is None:
+                raise
+        name = resolve(key, self.model.hook_table)
+        lazy = ", and a lazy hook must be asked for" if self.model.hook_table[name].lazy else ""
+        raise UnknownHookError(
+            f"{name!r} was not kept: the run's names_filter left it out, or the run did not pass "
+            f"there{lazy}. run_with_cache(…, names_filter=[{name!r}, …]) keeps it"
+        )
 
     @property
     def nbytes(self) -> int:
@@ -68,7 +81,9 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
         """
         several = {t.shape[0] for t in self._tensors.values()} - {1}
         if several:
-            raise ValueError(f"the cache holds {max(several)} clips; only one has no need of an axis")
+            raise ValueError(
+                f"the cache holds {max(several)} clips; only one has no need of an axis"
+            )
         return ActivationCache({name: t[0] for name, t in self._tensors.items()}, self.model)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -78,7 +93,11 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
             # safetensors refuses two names over one memory: a stream that leaves one layer and
             # enters the next is such a pair.
             storage = tensor.untyped_storage().data_ptr()
-            separate[name] = tensor.clone() if storage in seen else tensor.contiguous()
+            separate[name] = (
+                tensor.clone(memory_format=torch.contiguous_format)
+                if storage in seen
+                else tensor.contiguous()
+            )
             seen.add(storage)
         with written_aside(path) as aside:
             save_file(separate, aside, metadata={"format": "pt"})
@@ -97,7 +116,7 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if model is not None:  # the order of the forward, which the file does not keep
             order = [*model.hook_table, *(f"{name}_grad" for name in model.hook_table)]
-            tensors = {name: tensors[name] for name in order if name in tensors}
+            tensors = {name: tensors[name] for name in order if name in tensors} | tensors
         return cls(tensors, model)
 
 
@@ -118,22 +137,23 @@ class CacheRecorder:
     def keep(self, x: Tensor, hook: Any) -> None:
         self.tensors[hook.name] = self._trim(x.detach(), hook)
 
-    def keep_gradient(self, x: Tensor, hook: Any) -> None:
-        if x.requires_grad:
-            x.register_hook(lambda grad: self._keep_gradient(grad, hook))
-
-    def _keep_gradient(self, grad: Tensor, hook: Any) -> None:
+    def keep_gradient(self, grad: Tensor, hook: Any) -> None:
         self.tensors[f"{hook.name}_grad"] = self._trim(grad.detach(), hook)
 
     def _trim(self, x: Tensor, hook: Any) -> Tensor:
         where = self._positions.get(hook.spec.clock)
-        trimmed = x if where is None else self._at(x, hook.spec.position_axis, where)
+        trimmed = x if where is None else self._at(x, hook, where)
         kept = trimmed.to(device=self._device, dtype=self._dtype)
         # A slice would keep the whole tensor alive.
         return kept.clone() if kept is trimmed and (where is not None or self._copy) else kept
 
     @staticmethod
-    def _at(x: Tensor, axis: int, where: int | slice) -> Tensor:
-        if isinstance(where, int):
+    def _at(x: Tensor, hook: Any, where: int | slice) -> Tensor:
+        axis = hook.spec.position_axis
+        if not isinstance(where, slice):
+            if not -x.shape[axis] <= where < x.shape[axis]:
+                raise IndexError(
+                    f"no position {where} to keep of {hook.name!r}, which has {x.shape[axis]}"
+                )
             where = slice(where, where + 1 or None)
         return x[(slice(None),) * axis + (where,)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hooked_asr.errors import HookedASRError
 
-class ConfigError(ValueError):
+
+class ConfigError(HookedASRError):
     """A configuration that describes no model this library can build."""
 
 

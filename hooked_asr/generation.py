@@ -32,12 +32,16 @@ def greedy(
     prompt and text together have `max_length` tokens (by default, the checkpoint's limit).
     """
     rules = model.generation_config
-    limit = min(max_length or rules.max_length or model.config.decoder.n_ctx, model.config.decoder.n_ctx)
-    processors = logits_processors(rules, begin=prompt.shape[1], device=prompt.device)
+    limit = min(
+        max_length or rules.max_length or model.config.decoder.n_ctx, model.config.decoder.n_ctx
+    )
+    processors = logits_processors(rules, begin=prompt.shape[1], device=str(prompt.device))
     ends = torch.tensor(end_tokens(rules), device=prompt.device)
     past = KVCache(model.config.decoder.n_layers, capacity=limit)
     tokens, ended = prompt, torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
-    with tqdm(total=limit - prompt.shape[1], unit="token", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=limit - prompt.shape[1], unit="token", disable=not progress, leave=False
+    ) as bar:
         while tokens.shape[1] < limit and not ended.all():
             logits = model.decode(tokens[:, past.length :], audio, past=past)
             scores: Float[Tensor, "batch d_vocab"] = processors(tokens, logits[:, -1].float())
@@ -49,10 +53,8 @@ def greedy(
     return [_until(row, set(ends.tolist())) for row in tokens[:, prompt.shape[1] :].tolist()]
 
 
-def logits_processors(
-    rules: GenerationConfig, begin: int, device: torch.device
-) -> LogitsProcessorList:
-    """The checkpoint's rules on what may be said, in the order in which the reference applies them."""
+def logits_processors(rules: GenerationConfig, begin: int, device: str) -> LogitsProcessorList:
+    """The checkpoint's rules on what may be said, in the reference's order."""
     processors = LogitsProcessorList()
     if rules.begin_suppress_tokens is not None:
         processors.append(

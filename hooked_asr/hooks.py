@@ -12,22 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from hooked_asr.cache import ActivationCache, CacheRecorder
+from hooked_asr.errors import HookedASRError
 from hooked_asr.names import HookSpec, Selector, select
 
 HookFunction = Callable[..., Tensor | None]
 Hooks = Iterable[tuple[Selector, HookFunction]]
 
 
-class HookError(ValueError):
+class HookError(HookedASRError):
     """A hook function that cannot be attached, or returned what cannot flow on."""
 
 
 @dataclass
 class _Attached:
-    """One function attached to one hook point."""
+    """One function attached to one hook point, and how many positions have come by it."""
 
     fn: HookFunction
-    fired: bool = False
+    reached: int = 0
 
 
 @dataclass
@@ -66,10 +67,13 @@ class HookPoint(nn.Module):
         """Whether anything listens here; a lazy tensor is computed only then."""
         return bool(self.fwd_fns or self.bwd_fns or self._forward_hooks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.fwd_fns or self.bwd_fns:
-            return self._run(x)
-        return x
+    def forward(self, x: Tensor, own: bool = False) -> Tensor:
+        """`own`: nothing else needs this very tensor, so functions may edit it in place."""
+        if not self.active:
+            return x
+        # With gradients on, an operation may keep its output for the backward pass, and a stream
+        # that leaves one layer and enters the next is one tensor at two hooks.
+        return self._run(x if own or not x.requires_grad else x.clone())
 
     def watch(self, x: Tensor) -> tuple[Tensor, bool]:
         """Show a tensor computed *beside* the fused path; also say whether a function changed it.
@@ -77,18 +81,22 @@ class HookPoint(nn.Module):
         An edit in place counts. Inference tensors keep no version to tell it by, so there the
         functions get an ordinary copy.
         """
+        if not self.active:
+            return x, False
         if x.is_inference():
             with torch.inference_mode(False):
                 x = x.clone()
+        elif x.requires_grad:
+            x = x.clone()
         version = x._version
-        out = self(x)
+        out = self(x, own=True)
         return out, out is not x or out._version != version
 
     def _run(self, x: Tensor) -> Tensor:
         start = self.clock.offset if self.spec.clock == "pos" else 0
         self.positions = range(start, start + x.shape[self.spec.position_axis])
         for attached in self.fwd_fns:
-            attached.fired = True
+            attached.reached = self.positions.stop
             out = attached.fn(x, hook=self)
             if out is not None:
                 x = self._checked(out, x, attached.fn)
@@ -97,18 +105,21 @@ class HookPoint(nn.Module):
         return x
 
     def _listen_for_gradient(self, x: Tensor) -> None:
-        if not x.requires_grad:
+        if not torch.is_grad_enabled():
             raise HookError(
-                f"no gradient will reach {self.name!r}: gradients are off, or nothing before it "
-                "requires one. Run outside torch.no_grad(), or hook a point behind a parameter"
+                f"no gradient will reach {self.name!r}: gradients are off. Run outside "
+                "torch.no_grad() and torch.inference_mode()"
             )
+        if not x.requires_grad:  # the input, fixed positions, and what only frozen weights made
+            x.requires_grad_()
         for attached in self.bwd_fns:
-            attached.fired = True
+            attached.reached = self.positions.stop
             x.register_hook(lambda grad, fn=attached.fn: self._gradient(grad, fn))
 
-    def _gradient(self, grad: Tensor, fn: HookFunction) -> Tensor | None:
+    def _gradient(self, grad: Tensor, fn: HookFunction) -> Tensor:
+        grad = grad.clone()  # the same memory may be on its way to other branches
         out = fn(grad, hook=self)
-        return None if out is None else self._checked(out, grad, fn)
+        return grad if out is None else self._checked(out, grad, fn)
 
     def _checked(self, out: Any, x: Tensor, fn: HookFunction) -> Tensor:
         who = f"hook function {_fn_name(fn)!r} on {self.name!r}"
@@ -142,7 +153,7 @@ class _ValueOf(torch.autograd.Function):
 def fused_value(fused: Tensor, explicit: Tensor) -> Tensor:
     """`fused`, bit for bit, but gradients flow through `explicit` and so through what was watched."""
     if explicit.requires_grad:
-        out: Tensor = _ValueOf.apply(fused, explicit)
+        out: Tensor = _ValueOf.apply(fused.detach(), explicit)
         return out
     return fused
 
@@ -218,11 +229,7 @@ class HookedModule(nn.Module):
         with self._attach(fwd_hooks, bwd_hooks) as items:
             out = self(*args, **kwargs)
         for (selector, fn), attached in zip(fwd_hooks + bwd_hooks, items, strict=True):
-            if not any(one.fired for one in attached):
-                raise HookError(
-                    f"hook function {_fn_name(fn)!r} on {selector!r} never fired: this run did not "
-                    "pass there (see start_at, stop_at and audio)"
-                )
+            _check_reached(selector, fn, max((one.reached for one in attached), default=0))
         return out
 
     def run_with_cache(
@@ -246,7 +253,7 @@ class HookedModule(nn.Module):
         - `device`, `dtype`: where and as what to keep them.
         - `incl_bwd`: also keep gradients, under the name with `_grad` behind it: a function of the
           output that gives the scalar to differentiate, or True where the output is that scalar.
-          Activations that no gradient reaches have none.
+          Activations that no gradient reaches have none, and weights get none.
 
         Watching changes nothing: the output equals the plain forward's, bit for bit.
         """
@@ -257,15 +264,17 @@ class HookedModule(nn.Module):
             # A function that edits in place must not reach what was already kept.
             copy=self.has_hooks or bool(fwd_hooks),
         )
-        recording = [(names_filter, recorder.keep)]
-        if incl_bwd is not False:
-            recording.append((names_filter, recorder.keep_gradient))
         # Last in line, so what is kept is what flowed on.
-        out = self.run_with_hooks(
-            *args, fwd_hooks=[*fwd_hooks, *recording], bwd_hooks=bwd_hooks, **kwargs
-        )
+        fwd_hooks = [*fwd_hooks, (names_filter, recorder.keep)]
+        listened: list[Tensor] = []
         if incl_bwd is not False:
-            (incl_bwd(out) if callable(incl_bwd) else out).backward()
+            bwd_hooks = [*bwd_hooks, (names_filter, recorder.keep_gradient)]
+            fwd_hooks += [(at, lambda x, hook: listened.append(x)) for at, _ in bwd_hooks]
+        out = self.run_with_hooks(*args, fwd_hooks=fwd_hooks, bwd_hooks=bwd_hooks, **kwargs)
+        if incl_bwd is not False:
+            # Not backward(): that would add to the weights' own gradients, and pay for them.
+            scalar = _one_number(incl_bwd(out) if callable(incl_bwd) else out)
+            torch.autograd.grad(scalar, listened, allow_unused=True)
         cache = ActivationCache(recorder.tensors, self)
         return out, cache.remove_batch_dim() if remove_batch_dim else cache
 
@@ -282,6 +291,30 @@ def _check_signature(fn: HookFunction) -> None:
             f"hook function {_fn_name(fn)!r} takes {signature}; a hook function is called as "
             "fn(tensor, hook=hook_point)"
         ) from None
+
+
+def _one_number(out: Tensor) -> Tensor:
+    if out.numel() != 1:
+        raise HookError(
+            f"gradients are of one number; got a tensor of shape {_brief(out.shape)}. Give a "
+            "function of the output, as in incl_bwd=lambda logits: model.loss(logits, tokens)"
+        )
+    return out
+
+
+def _check_reached(selector: Selector, fn: HookFunction, reached: int) -> None:
+    """A hook that had nothing to do was meant to do something."""
+    if not reached:
+        raise HookError(
+            f"hook function {_fn_name(fn)!r} on {selector!r} never fired: this run did not pass "
+            "there (see start_at, stop_at and audio)"
+        )
+    beyond = [position for position in getattr(fn, "positions", None) or () if position >= reached]
+    if beyond:
+        raise HookError(
+            f"hook function {_fn_name(fn)!r} on {selector!r} never met position {beyond[0]}: "
+            f"this run had positions 0 to {reached - 1}"
+        )
 
 
 def _fn_name(fn: HookFunction) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from hooked_asr.config import STACKS, ModelConfig
+from hooked_asr.errors import HookedASRError
 
 Selector = str | Sequence[str] | Callable[[str], bool] | None
 ShortName = str | tuple[str | int, ...]
@@ -21,8 +22,10 @@ ShortName = str | tuple[str | int, ...]
 _POSITION_AXES = ("frame", "audio", "pos", "query")
 
 
-class UnknownHookError(ValueError):
+class UnknownHookError(HookedASRError, KeyError):
     """A hook was asked for that the model (or the cache) does not have."""
+
+    __str__ = Exception.__str__  # KeyError would show the message as a quoted string
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class HookSpec:
         return tuple(sizes[axis] for axis in self.axes)
 
 
-# --- The table, from its parts. `{w}` is the stack's position axis, `{d}` its width. ---------------
+# --- The table, from its parts. `{w}` is the stack's position axis, `{d}` its width. --------------
 
 _NORM = (("hook_scale", "batch {w} 1"), ("hook_normalized", "batch {w} {d}"))
 _MLP = (("hook_pre", "batch {w} d_mlp"), ("hook_post", "batch {w} d_mlp"))
@@ -160,9 +163,7 @@ def hook_table(config: ModelConfig) -> dict[str, HookSpec]:
     """Every hook of a model, in the order in which a forward fires them."""
     encoder = _FRONT_END + _layers("encoder", config.encoder.n_layers, _BLOCK) + _ENCODER_TAIL
     decoder = (
-        _DECODER_INPUT
-        + _layers("decoder", config.decoder.n_layers, _CROSS_BLOCK)
-        + _DECODER_TAIL
+        _DECODER_INPUT + _layers("decoder", config.decoder.n_layers, _CROSS_BLOCK) + _DECODER_TAIL
     )
     specs = [_spec(name, axes, w="audio", d="d_enc") for name, axes in encoder]
     specs += [_spec(name, axes, w="pos", d="d_model") for name, axes in decoder]
@@ -177,7 +178,7 @@ def _spec(name: str, axes: str, w: str, d: str) -> HookSpec:
     return HookSpec(name, tuple(axes.format(w=w, d=d).split()), name.endswith(_LAZY))
 
 
-# --- Choosing hooks --------------------------------------------------------------------------------
+# --- Choosing hooks -------------------------------------------------------------------------------
 
 
 def select(selector: Selector, table: Mapping[str, HookSpec]) -> list[str]:
@@ -186,12 +187,15 @@ def select(selector: Selector, table: Mapping[str, HookSpec]) -> list[str]:
     `selector` is None (every hook that is not lazy), a name, a shell-style glob (`*` also crosses
     dots), a list of names and globs, or a function of the name.
 
-    Raises `UnknownHookError` where a name or a glob matches nothing.
+    Raises `UnknownHookError` where a name, a glob or a function matches nothing.
     """
     if selector is None:
         return [name for name, spec in table.items() if not spec.lazy]
     if callable(selector):
-        return [name for name in table if selector(name)]
+        matches = [name for name in table if selector(name)]
+        if not matches:
+            raise UnknownHookError(f"the function {selector!r} matches no hook")
+        return matches
     globs = [selector] if isinstance(selector, str) else list(selector)
     chosen = {name for glob in globs for name in _match(glob, table)}
     return [name for name in table if name in chosen]
@@ -251,18 +255,23 @@ def resolve(key: ShortName, names: Iterable[str]) -> str:
     if isinstance(key, str) and key in names:
         return key
     leaf, *words = (key,) if isinstance(key, str) else key
-    fitting = [
-        name
-        for name in names
-        if name.rpartition(".")[2] in (leaf, f"hook_{leaf}")
-        and all(str(word) in name.split(".") for word in words)
-    ]
-    if not fitting:
+    found = fitting(leaf, words, names)
+    if not found:
         raise UnknownHookError(_no_such_hook(".".join(map(str, [*words, leaf])), names))
-    if len(fitting) > 1:
-        shown = ", ".join(fitting[:4]) + (", …" if len(fitting) > 4 else "")
+    if len(found) > 1:
+        shown = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
         raise UnknownHookError(
-            f"{key!r} could mean {len(fitting)} hooks ({shown}): add a layer, a stack or a module, "
+            f"{key!r} could mean {len(found)} hooks ({shown}): add a layer, a stack or a module, "
             "as in ('z', 3, 'cross_attn') or ('resid_post', 3, 'encoder')"
         )
-    return fitting[0]
+    return found[0]
+
+
+def fitting(leaf: str | int, words: Iterable[str | int], names: Iterable[str]) -> list[str]:
+    """The names that end in `leaf` (with or without `hook_`) and have all of `words` in them."""
+    words = {str(word) for word in words}
+    return [
+        name
+        for name in names
+        if name.rpartition(".")[2] in (leaf, f"hook_{leaf}") and words <= set(name.split("."))
+    ]

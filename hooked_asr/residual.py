@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_asr.config import STACKS
+from hooked_asr.names import fitting
 
 Components = Float[Tensor, "component *batch pos d_model"]
 
@@ -38,14 +39,14 @@ class ResidualStream:
 
         `where` are words of the path, as in the short form of a name.
         """
-        if self._has_stack("encoder", where) and self._has_stack("decoder", where):
+        stacks = [stack for stack in STACKS if fitting(name, (0, stack, *where), self)]
+        if len(stacks) > 1:
             raise ValueError(
                 f"{name!r} is in both stacks: add 'encoder' or 'decoder', "
                 f"as in stack_activation({name!r}, 'encoder')"
             )
-        stack = "encoder" if self._has_stack("encoder", where) else "decoder"
-        layers = range(self._need_model().config.stack(stack).n_layers)
-        return torch.stack([self[(name, i, stack, *where)] for i in layers])
+        n_layers = self._need_model().config.stack(stacks[0]).n_layers if stacks else 1
+        return torch.stack([self[(name, i, *stacks, *where)] for i in range(n_layers)])
 
     def accumulated_resid(
         self,
@@ -86,10 +87,13 @@ class ResidualStream:
         `separate_bias` (implied by `per_head`) takes the output biases out of the terms and into
         one last term, `bias`.
         """
-        terms = {name: self[hook] for name, hook in zip(
-            ("embed", "pos_embed"), _EMBEDDINGS[stack], strict=True)}
+        end = self._end(layer, stack)
+        terms = {
+            name: self[hook]
+            for name, hook in zip(("embed", "pos_embed"), _EMBEDDINGS[stack], strict=True)
+        }
         bias = torch.zeros_like(terms["embed"])
-        for i in range(self._end(layer, stack)):
+        for i in range(end):
             block = getattr(self._need_model(), stack)[i]
             for part in self._attentions(stack):
                 if per_head:
@@ -140,10 +144,11 @@ class ResidualStream:
         The final norm by default; with `layer`, that layer's `module`. The norm's bias belongs to
         no component and is left out.
         """
+        self._need_model().config.stack(stack)
         path = _FINAL_NORM[stack] if layer is None else f"{stack}.{layer}.{module}"
-        norm = self._need_model().get_submodule(path)
-        scaled: Tensor = norm.with_scale(components, self[f"{path}.hook_scale"])
-        return scaled
+        scale = self[f"{path}.hook_scale"].expand(*components.shape[:-1], 1)
+        normed: Tensor = self._need_model().get_submodule(path).with_scale(components, scale)
+        return normed if components.requires_grad else normed.detach()
 
     def logit_attrs(
         self,
@@ -194,15 +199,10 @@ class ResidualStream:
         return self.model
 
     @staticmethod
-    def _has_stack(stack: str, where: tuple[str, ...]) -> bool:
-        other = STACKS[1 - STACKS.index(stack)]
-        return other not in where and not (stack == "encoder" and "cross_attn" in where)
-
-    @staticmethod
     def _attentions(stack: str) -> list[str]:
         return ["attn"] if stack == "encoder" else ["attn", "cross_attn"]
 
     @staticmethod
     def _like(weight: Tensor, activation: Tensor) -> Tensor:
-        """A weight where, and as what, the cached activations are kept."""
-        return weight.to(activation.device, activation.dtype)
+        """A weight where, and as what, the cached activations are kept: without gradients."""
+        return weight.detach().to(activation.device, activation.dtype)

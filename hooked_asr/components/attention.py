@@ -18,8 +18,8 @@ from hooked_asr.shapes import Audio, Heads, Keys, Resid
 class Attention(nn.Module):
     """Self-attention, causal in a decoder.
 
-    Hooks: `hook_q`, `hook_k`, `hook_v`, `hook_z` `[batch pos head d_head]`; lazy: `hook_attn_scores`
-    (scaled and masked) and `hook_pattern` `[batch head query key]`, `hook_result`
+    Hooks: `hook_q`, `hook_k`, `hook_v`, `hook_z` `[batch pos head d_head]`; lazy ones:
+    `hook_attn_scores` (scaled and masked) and `hook_pattern` `[batch head query key]`, `hook_result`
     `[batch pos head d_model]` (what each head writes to the stream, the output bias left out).
 
     `hook_q` is the plain projection; as in the reference, it is scaled afterwards. Lazy tensors are
@@ -160,7 +160,7 @@ class Attention(nn.Module):
 
     @property
     def OV(self) -> FactoredMatrix:
-        """`W_V @ W_O` of each head, `[head d_model d_model]`: what is written when it is looked at."""
+        """`W_V @ W_O` of each head, `[head d_model d_model]`: what a look writes."""
         return FactoredMatrix(self.W_V, self.W_O)
 
     def _by_head(self, weight: Tensor) -> Float[Tensor, "head d_model d_head"]:

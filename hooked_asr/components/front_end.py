@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from hooked_asr.hooks import HookPoint
 
-Channels = Float[Tensor, "batch channel frame"]
+Channels = Float[Tensor, "batch d_in frame"]
+Convolved = Float[Tensor, "batch d_enc audio"]
 
 
 class Conv(nn.Conv1d):
@@ -22,8 +23,8 @@ class Conv(nn.Conv1d):
         super().__init__(d_in, d_out, kernel_size=3, stride=stride, padding=1)
         self.hook_pre = HookPoint()
 
-    def forward(self, x: Channels) -> Channels:
-        pre: Channels = self.hook_pre(super().forward(x).mT).mT
+    def forward(self, x: Channels) -> Convolved:
+        pre: Convolved = self.hook_pre(super().forward(x).mT).mT
         return F.gelu(pre)
 
 
@@ -34,6 +35,6 @@ class InnerConv(Conv):
         super().__init__(d_in, d_out)
         self.hook_post = HookPoint()
 
-    def forward(self, x: Channels) -> Channels:
-        post: Channels = self.hook_post(super().forward(x).mT).mT
+    def forward(self, x: Channels) -> Convolved:
+        post: Convolved = self.hook_post(super().forward(x).mT).mT
         return post

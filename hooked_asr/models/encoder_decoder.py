@@ -16,12 +16,13 @@ from hooked_asr.components.front_end import Conv, InnerConv
 from hooked_asr.components.kv_cache import KVCache
 from hooked_asr.components.norm import LayerNorm
 from hooked_asr.config import ModelConfig
+from hooked_asr.errors import HookedASRError
 from hooked_asr.hooks import HookedModule, HookPoint
 from hooked_asr.names import Selector, hook_table, select
 from hooked_asr.shapes import Audio, Logits, Mel, Resid, Tokens
 
 
-class InputError(ValueError):
+class InputError(HookedASRError):
     """An input the model cannot take: what it was, what the model takes."""
 
 
@@ -66,7 +67,7 @@ class HookedEncoderDecoder(HookedModule):
         tokens: Tokens | None = None,
         *,
         audio: Audio | None = None,
-        resid: Resid | None = None,
+        resid: Resid | Audio | None = None,
         start_at: str | None = None,
         stop_at: str | None = None,
     ) -> Tensor:
@@ -82,15 +83,17 @@ class HookedEncoderDecoder(HookedModule):
         """
         start_stack, start = self._place(start_at, "start_at")
         stop_stack, stop = self._place(stop_at, "stop_at")
-        self._check_inputs(mel, tokens, audio, resid, start_stack, stop_stack)
+        given: dict[str, Any] = {"mel": mel, "tokens": tokens, "audio": audio, "resid": resid}
+        self._check_inputs(given, start_stack, stop_stack)
         if start_stack == "decoder":
-            return self.decode(resid, audio, start_at=start, stop_at=stop)
-        if audio is None:
-            source = mel if start is None else resid
+            return self.decode(given["resid"], given["audio"], start_at=start, stop_at=stop)
+        encoded = given["audio"]
+        if encoded is None:
+            source = given["mel"] if start is None else given["resid"]
             if stop_stack == "encoder":
                 return self.encode(source, start_at=start, stop_at=stop)
-            audio = self.encode(source, start_at=start)
-        return self.decode(tokens, audio, stop_at=stop)
+            encoded = self.encode(source, start_at=start)
+        return self.decode(given["tokens"], encoded, stop_at=stop)
 
     def encode(
         self, mel: Mel | Resid, start_at: int | None = None, stop_at: int | None = None
@@ -167,7 +170,7 @@ class HookedEncoderDecoder(HookedModule):
         match = re.fullmatch(r"(encoder|decoder)\.(\d+)", place)
         if match is None:
             raise InputError(
-                f"{argument} is a stack and a layer, as in 'encoder.2' or 'decoder.0'; got {place!r}"
+                f"{argument} is a stack and a layer, like 'encoder.2' or 'decoder.0'; got {place!r}"
             )
         return match[1], int(match[2])
 
@@ -182,22 +185,21 @@ class HookedEncoderDecoder(HookedModule):
         return first, last
 
     @staticmethod
-    def _check_inputs(
-        mel: Any, tokens: Any, audio: Any, resid: Any, start: str | None, stop: str | None
-    ) -> None:
+    def _check_inputs(given: dict[str, Any], start: str | None, stop: str | None) -> None:
         """Exactly the inputs that a run between these places takes."""
-        needed = {"resid"} if start else {"audio"} if audio is not None else {"mel"}
+        audio = given["audio"] is not None
+        if (start, stop) == ("decoder", "encoder") or (audio and stop == "encoder"):
+            raise InputError("the encoder comes before the decoder: this run would stop first")
+        needed = {"resid"} if start else {"audio"} if audio else {"mel"}
         if start == "decoder":
             needed.add("audio")
         elif stop != "encoder":
             needed.add("tokens")
-        if (start, stop) == ("decoder", "encoder") or (audio is not None and stop == "encoder"):
-            raise InputError("the encoder comes before the decoder: this run would stop before it starts")
-        given = {"mel": mel, "tokens": tokens, "audio": audio, "resid": resid}
-        given = {name for name, value in given.items() if value is not None}
-        if given != needed:
+        got = {name for name, value in given.items() if value is not None}
+        if got != needed:
             raise InputError(
-                f"this run takes {' and '.join(sorted(needed))}; got {' and '.join(sorted(given)) or 'nothing'}"
+                f"this run takes {' and '.join(sorted(needed))}; "
+                f"got {' and '.join(sorted(got)) or 'nothing'}"
             )
 
     def _checked_mel(self, mel: Mel) -> Mel:
@@ -249,7 +251,7 @@ class HookedEncoderDecoder(HookedModule):
 
     @torch.no_grad()
     def init_weights(self, std: float = 0.02) -> None:
-        """Draw fresh weights: normal matrices, zero biases, unit norms, sinusoid encoder positions."""
+        """Draw fresh weights: normal matrices, zero biases, sinusoid encoder positions."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding | PositionEmbedding):
                 module.weight.normal_(std=std)

@@ -81,6 +81,13 @@ class PretrainedModel(HookedEncoderDecoder):
         return model.eval()
 
     @classmethod
+    def config_of(cls, name: str | os.PathLike[str], **hub: Any) -> ModelConfig:
+        """A checkpoint's configuration, without its weights."""
+        return cls.source.config_from_hf(
+            cls._family_checked(Checkpoint(name, **hub).config(), name)
+        )
+
+    @classmethod
     def from_hf(cls: type[Model], hf_model: Any, processor: Any = None) -> Model:
         """A hooked model over the weights of a Hugging Face model in memory: shared, not copied.
 
@@ -109,14 +116,19 @@ class PretrainedModel(HookedEncoderDecoder):
 
     @classmethod
     def _on_meta(cls: type[Model], fields: Mapping[str, Any], **belongings: Any) -> Model:
+        fields = cls._family_checked(fields, belongings["name"])
+        with torch.device("meta"):
+            return cls(cls.source.config_from_hf(fields), hf_fields=fields, **belongings)
+
+    @classmethod
+    def _family_checked(cls, fields: Mapping[str, Any], name: Any) -> Mapping[str, Any]:
         family = fields.get("model_type")
         if family != cls.source.model_type:
             raise ConfigError(
                 f"{cls.__name__} loads models of type {cls.source.model_type!r}; "
-                f"{belongings['name']} is of type {family!r}"
+                f"{os.fspath(name)} is of type {family!r}"
             )
-        with torch.device("meta"):
-            return cls(cls.source.config_from_hf(fields), hf_fields=fields, **belongings)
+        return fields
 
 
 def _optional(kind: Any, place: Any, hub: Mapping[str, Any]) -> Any:

@@ -65,9 +65,7 @@ class HookedWhisper(PretrainedModel):
         texts = [text] if isinstance(text, str) else list(text)
         prompt = prompt_tokens(self.generation_config, language, task, timestamps)
         end = self._end_token
-        rows = [
-            [*prompt, *self._encode(one), *([end] if append_eot else [])] for one in texts
-        ]
+        rows = [[*prompt, *self._encode(one), *([end] if append_eot else [])] for one in texts]
         longest = max(map(len, rows))
         padded = [row + [end] * (longest - len(row)) for row in rows]
         return torch.tensor(padded, device=self.device)
@@ -75,12 +73,12 @@ class HookedWhisper(PretrainedModel):
     def to_string(self, tokens: Sequence[int] | Tensor, special: bool = True) -> str:
         """The text of one row of token ids; `special=False` leaves Whisper's own tokens out."""
         ids = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
-        return self._tokenizer.decode(ids, skip_special_tokens=not special)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=not special))
 
     def to_str_tokens(self, tokens: Tokens | Sequence[int]) -> list[str]:
         """The text of each token of one row, for labels."""
         ids = tokens.flatten().tolist() if isinstance(tokens, Tensor) else list(tokens)
-        return [self._tokenizer.decode([token]) for token in ids]
+        return [str(self._tokenizer.decode([token])) for token in ids]
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token, such as " ask" or "<|endoftext|>".
@@ -122,23 +120,21 @@ class HookedWhisper(PretrainedModel):
 
     @torch.no_grad()
     def detect_language(self, mel: Mel) -> list[str]:
-        """The language of each clip, as a code: the likeliest language token behind the start token.
+        """The language of each clip, as a code: the likeliest language behind the start token.
 
-        Raises `InputError` for an English-only checkpoint.
+        An English-only checkpoint says "en" to everything.
         """
         return self._languages(self.encode(mel))
 
     def _prompts(self, encoded: Audio, language: str | None, task: str) -> Tokens:
-        rules = self.generation_config
-        detect = language is None and is_multilingual(rules)
-        languages = self._languages(encoded) if detect else [language] * len(encoded)
-        prompts = [prompt_tokens(rules, spoken, task) for spoken in languages]
+        languages = [language] * len(encoded) if language else self._languages(encoded)
+        prompts = [prompt_tokens(self.generation_config, spoken, task) for spoken in languages]
         return torch.tensor(prompts, device=self.device)
 
     def _languages(self, encoded: Audio) -> list[str]:
-        rules = self.generation_config
+        rules: Any = self.generation_config
         if not is_multilingual(rules):
-            raise InputError("this checkpoint only knows English: there is nothing to detect")
+            return ["en"] * len(encoded)
         start = torch.full((len(encoded), 1), rules.decoder_start_token_id, device=self.device)
         logits = self.decode(start, encoded)[:, -1]
         names = list(rules.lang_to_id)
@@ -155,7 +151,7 @@ class HookedWhisper(PretrainedModel):
             logits[:, from_position - 1 : -1].flatten(0, 1), tokens[:, from_position:].flatten()
         )
 
-    # --- What belongs to the checkpoint -------------------------------------------------------------
+    # --- What belongs to the checkpoint -----------------------------------------------------------
 
     @cached_property
     def _feature_extractor(self) -> Any:

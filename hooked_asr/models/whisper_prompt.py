@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from transformers import GenerationConfig
+from typing import Any
+
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
+from hooked_asr.errors import HookedASRError
 
-class PromptError(ValueError):
+
+class PromptError(HookedASRError):
     """A prompt that the checkpoint cannot be given."""
 
 
-def is_multilingual(rules: GenerationConfig) -> bool:
+def is_multilingual(rules: Any) -> bool:
     return bool(getattr(rules, "lang_to_id", None))
 
 
 def prompt_tokens(
-    rules: GenerationConfig,
+    rules: Any,
     language: str | None = None,
     task: str = "transcribe",
     timestamps: bool = False,
@@ -41,7 +44,7 @@ def prompt_tokens(
     return prompt
 
 
-def _language_token(rules: GenerationConfig, language: str | None) -> int:
+def _language_token(rules: Any, language: str | None) -> int:
     known = {name.strip("<|>"): token for name, token in rules.lang_to_id.items()}
     if language is None:
         raise PromptError(
@@ -53,7 +56,7 @@ def _language_token(rules: GenerationConfig, language: str | None) -> int:
     return known[_code(language)]
 
 
-def _task_token(rules: GenerationConfig, task: str) -> int:
+def _task_token(rules: Any, task: str) -> int:
     if task not in rules.task_to_id:
         raise PromptError(f"no task {task!r}; there are {', '.join(sorted(rules.task_to_id))}")
     token: int = rules.task_to_id[task]

@@ -13,8 +13,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HFValidationError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -22,6 +22,8 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from hooked_asr.errors import HookedASRError
 
 # In the order in which they are looked for; an index lists the shards.
 _WEIGHT_FILES = (
@@ -32,7 +34,7 @@ _WEIGHT_FILES = (
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(HookedASRError):
     """A checkpoint that cannot be found, read, or fitted to the model."""
 
 
@@ -115,7 +117,7 @@ class Checkpoint:
 
     def _refused(self, filename: str, error: Exception) -> str:
         if isinstance(error, GatedRepoError):
-            return f"{self.name!r} is gated on the hub: ask for access there, then log in (hf auth login)"
+            return f"{self.name!r} is gated: ask for access on the hub, then run hf auth login"
         if isinstance(error, RevisionNotFoundError):
             return f"{self.name!r} has no revision {self.hub.get('revision')!r} on the hub"
         if isinstance(error, RepositoryNotFoundError):

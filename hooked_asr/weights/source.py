@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from hooked_asr.config import ModelConfig
 
 
@@ -20,14 +18,14 @@ class Source:
       the same names. Theirs are written without the leading `model.` that some checkpoints have.
     - `config_from_hf`: their config's fields -> our config; refuses a field it does not know.
     - `config_to_hf`: our config and the fields that are not about architecture -> their config.
-    - `hf_model`: their config -> their model, with fresh weights.
+    - `hf_model`: their class: called with a config, a model with fresh weights.
     """
 
     model_type: str
     modules: Mapping[str, str]
     config_from_hf: Callable[[Mapping[str, Any]], ModelConfig]
     config_to_hf: Callable[[ModelConfig, Mapping[str, Any]], Any]
-    hf_model: Callable[[Any], nn.Module]
+    hf_model: Any
 
     def key(self, parameter: str) -> str:
         """Their name of one of our parameters.

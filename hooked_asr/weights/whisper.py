@@ -43,7 +43,13 @@ _MODULES = {
 }
 
 # Fields of published configs that current transformers has dropped, and that change no activation.
-_HISTORICAL = {"_name_or_path", "torch_dtype", "transformers_version", "model_type", "num_hidden_layers"}
+_HISTORICAL = {
+    "_name_or_path",
+    "torch_dtype",
+    "transformers_version",
+    "model_type",
+    "num_hidden_layers",
+}
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:

@@ -1,0 +1,32 @@
+"""The command line: one file for each sub-command, and no logic of its own."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from hooked_asr.cli.hooks import hooks
+from hooked_asr.cli.patch import patch
+from hooked_asr.cli.transcribe import transcribe
+from hooked_asr.cli.validate import validate
+from hooked_asr.errors import HookedASRError
+
+app = typer.Typer(
+    help="See inside speech recognisers, and change what happens there.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (patch, transcribe, hooks, validate):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; what was asked wrongly is answered in words, not with a traceback."""
+    try:
+        app()
+    except HookedASRError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)

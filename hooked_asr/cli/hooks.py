@@ -1,0 +1,35 @@
+"""`hooked-asr hooks`: every hook of a model, with its shape."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import typer
+
+from hooked_asr.cli.options import Model
+from hooked_asr.cli.tables import new_table, show
+from hooked_asr.models.whisper import HookedWhisper
+from hooked_asr.names import hook_table, select
+
+
+def hooks(
+    model: Model,
+    pattern: Annotated[
+        str | None, typer.Argument(help="A glob: 'decoder.3.*'. Lazy hooks by their own name.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Clips in a batch, for the shapes.")] = 1,
+    tokens: Annotated[int, typer.Option(help="Tokens of each clip, for the shapes.")] = 30,
+) -> None:
+    """List hook names with axes, shapes and sizes. Reads the config alone, no weights."""
+    config = HookedWhisper.config_of(model)
+    specs = hook_table(config)
+    table = new_table("hook", "axes", "shape", "MiB (float32)", "lazy")
+    for name in select(pattern, specs) if pattern else specs:
+        spec = specs[name]
+        shape = spec.shape(config, batch, tokens)
+        mib = f"{4 * math.prod(shape) / 2**20:.2f}"
+        table.add_row(
+            name, " ".join(spec.axes), " ".join(map(str, shape)), mib, "†" if spec.lazy else ""
+        )
+    show(table)

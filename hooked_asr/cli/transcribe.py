@@ -1,0 +1,36 @@
+"""`hooked-asr transcribe`: what a recogniser hears, also with parts of it switched off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hooked_asr import interventions
+from hooked_asr.cli.options import Device, Dtype, FloatType, Language, Model, load
+
+
+def transcribe(
+    audio: Annotated[list[Path], typer.Argument(help="Recordings of up to 30 s.")],
+    model: Model,
+    language: Language = None,
+    task: Annotated[
+        str, typer.Option(help="transcribe, or translate (into English).")
+    ] = "transcribe",
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(help="Set a site to zero, as in decoder.2.cross_attn.5; may be given again."),
+    ] = None,
+    device: Device = "cpu",
+    dtype: Dtype = FloatType.float32,
+) -> None:
+    """Transcribe recordings, greedily."""
+    hooked = load(model, device, dtype)
+    hooks = [interventions.zero(site) for site in ablate or []]
+    for path in audio:
+        text = hooked.transcribe(path, language, task, fwd_hooks=hooks, progress=True)
+        Console().print(
+            f"{path.name}: {text}" if len(audio) > 1 else text, markup=False, soft_wrap=True
+        )
