@@ -91,19 +91,20 @@ class HookSpec:
 
 _NORM = (("hook_scale", "batch {w} 1"), ("hook_normalized", "batch {w} {d}"))
 _MLP = (("hook_pre", "batch {w} d_mlp"), ("hook_post", "batch {w} d_mlp"))
+# What is attended to comes first: in cached decoding it is there before the query is.
 _SELF_ATTENTION = (
-    ("hook_q", "batch {w} head d_head"),
     ("hook_k", "batch {w} head d_head"),
     ("hook_v", "batch {w} head d_head"),
+    ("hook_q", "batch {w} head d_head"),
     ("hook_attn_scores", "batch head query key"),
     ("hook_pattern", "batch head query key"),
     ("hook_z", "batch {w} head d_head"),
     ("hook_result", "batch {w} head {d}"),
 )
 _CROSS_ATTENTION = (
-    ("hook_q", "batch pos head d_head"),
     ("hook_k", "batch audio head d_head"),
     ("hook_v", "batch audio head d_head"),
+    ("hook_q", "batch pos head d_head"),
     ("hook_attn_scores", "batch head pos audio"),
     ("hook_pattern", "batch head pos audio"),
     ("hook_z", "batch pos head d_head"),
@@ -234,8 +235,10 @@ def _layer_hint(asked: str, names: list[str]) -> str | None:
     """What to say of a name that is right but for its layer."""
     stack, _, rest = asked.partition(".")
     layer, _, rest = rest.partition(".")
+    if stack not in STACKS:
+        return None
     layers = [int(name.split(".")[1]) for name in names if name.startswith(f"{stack}.")]
-    if stack in STACKS and layers and layer.isdigit() and f"{stack}.{layers[0]}.{rest}" in names:
+    if layers and layer.isdigit() and f"{stack}.{layers[0]}.{rest}" in names:
         return f"the {stack}'s layers are {min(layers)} to {max(layers)}"
     return None
 
