@@ -32,6 +32,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_WINDOW = 128 * 2**20  # bytes of a file that are mapped at a time
 
 
 class CheckpointError(HookedASRError):
@@ -142,9 +143,18 @@ def _is_safe(path: Path) -> bool:
 
 def _safetensors(path: Path, device: torch.device | str) -> Iterator[tuple[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            for key in file.keys():  # noqa: SIM118
-                yield key, file.get_tensor(key)
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+        while keys:
+            # Mapped anew from time to time: pages of tensors that were converted, or went to
+            # another device, are then no longer held.
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                mapped = 0
+                while keys and mapped < _WINDOW:
+                    key = keys.pop(0)
+                    tensor = file.get_tensor(key)
+                    mapped += tensor.nbytes
+                    yield key, tensor
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
