@@ -15,7 +15,6 @@ from hooked_asr.cli.options import Device, Dtype, FloatType, Language, Model, lo
 from hooked_asr.cli.tables import new_table, show
 from hooked_asr.patching.inputs import patching_inputs
 from hooked_asr.patching.metric_text import METRIC_HELP
-from hooked_asr.viz.figure import save
 
 
 def patch(
@@ -76,10 +75,8 @@ def patch(
             alpha=alpha,
         )
         stem = out / f"{audio.stem}-{chosen.replace('@', '-')}-{operation}"
-        for suffix in (".json", ".csv"):
+        for suffix in (".json", ".csv", ".html", ".png"):
             result.save(f"{stem}{suffix}")
-        for suffix in (".html", ".png"):
-            save(result.plot(), f"{stem}{suffix}")
         tables.append(result.top(top))
         console.print(f"clean {result.clean:.4f}, reference {result.reference:.4f}; wrote {stem}.*")
     show(_strongest(pd.concat(tables), top))

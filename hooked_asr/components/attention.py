@@ -18,9 +18,10 @@ from hooked_asr.shapes import Audio, Heads, Keys, Resid
 class Attention(nn.Module):
     """Self-attention, causal in a decoder.
 
-    Hooks: `hook_q`, `hook_k`, `hook_v`, `hook_z` `[batch pos head d_head]`; lazy ones:
-    `hook_attn_scores` (scaled and masked) and `hook_pattern` `[batch head query key]`, `hook_result`
-    `[batch pos head d_model]` (what each head writes to the stream, the output bias left out).
+    Hooks: `hook_q`, `hook_k`, `hook_v`, `hook_z` `[batch pos head d_head]`. Lazy ones:
+    `hook_attn_scores` (scaled and masked) and `hook_pattern` `[batch head query key]`; and
+    `hook_result` `[batch pos head d_model]`, what each head writes to the stream (without the
+    output bias).
 
     `hook_q` is the plain projection; as in the reference, it is scaled afterwards. Lazy tensors are
     computed beside the fused path, and take its place only where a hook function changed them.

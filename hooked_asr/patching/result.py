@@ -16,8 +16,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_asr.errors import HookedASRError
 from hooked_asr.files import written_aside
+from hooked_asr.viz.figure import save as save_figure
 from hooked_asr.viz.heatmap import heatmap
+
+_NUMBERS = (".json", ".csv")
+_FIGURES = (".html", ".png", ".svg", ".pdf")
+
+
+class ResultError(HookedASRError):
+    """A result that cannot be kept as asked."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +81,23 @@ class SweepResult:
         return table.loc[order[:k]].reset_index(drop=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as JSON, or the table alone as CSV, by the path's suffix."""
+        """Write everything (.json), the table (.csv), or the heatmap (.html, .png, .svg, .pdf).
+
+        Raises `ResultError` for another suffix.
+        """
         suffix = Path(path).suffix
-        if suffix not in (".json", ".csv"):
-            raise ValueError(f"a result is saved as .json or .csv; got {os.fspath(path)!r}")
-        with written_aside(path) as aside:
-            if suffix == ".csv":
-                self.to_pandas().to_csv(aside, index=False)
-            else:
-                aside.write_text(json.dumps(self._plain(), indent=2), encoding="utf-8")
+        if suffix in _FIGURES:
+            save_figure(self.plot(), path)
+        elif suffix in _NUMBERS:
+            with written_aside(path) as aside:
+                if suffix == ".csv":
+                    self.to_pandas().to_csv(aside, index=False)
+                else:
+                    aside.write_text(json.dumps(self._plain(), indent=2), encoding="utf-8")
+        else:
+            raise ResultError(
+                f"a result is saved as {', '.join(_NUMBERS + _FIGURES)}; got {os.fspath(path)!r}"
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SweepResult:
@@ -92,7 +109,7 @@ class SweepResult:
         return cls(values=torch.from_numpy(numbers).float(), **fields)
 
     def plot(self, what: str = "change") -> alt.FacetChart | alt.Chart:
-        """A heatmap of "change", "value" or "normalized"; `.save("figure.html")`, or .png, .svg."""
+        """A heatmap of "change", "value" or "normalized", as an Altair chart (see also `save`)."""
         values = self.values if what == "value" else getattr(self, what)
         axes = dict(self.axes)
         if self._token_axis:
