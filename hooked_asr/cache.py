@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hooked_asr.errors import HookedASRError
 from hooked_asr.files import written_aside
 from hooked_asr.names import ShortName, UnknownHookError, resolve
 from hooked_asr.residual import ResidualStream
@@ -109,11 +110,18 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
         model: Any = None,
         device: torch.device | str = "cpu",
     ) -> ActivationCache:
-        """Read what `save` wrote; `model` is needed only to take the residual stream apart."""
+        """Read what `save` wrote; `model` is needed only to take the residual stream apart.
+
+        Raises `FileNotFoundError`, or `HookedASRError` for a file that is damaged or of another
+        kind.
+        """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no saved activations at {path}")
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise HookedASRError(f"{path} holds no saved activations: {error}") from None
         if model is not None:  # the order of the forward, which the file does not keep
             order = [*model.hook_table, *(f"{name}_grad" for name in model.hook_table)]
             tensors = {name: tensors[name] for name in order if name in tensors} | tensors

@@ -16,7 +16,12 @@ from transformers import (
 )
 
 from hooked_asr.components.kv_cache import KVCache
+from hooked_asr.errors import HookedASRError
 from hooked_asr.shapes import Audio, Tokens
+
+
+class GenerationError(HookedASRError):
+    """A way of decoding that the model has no room for."""
 
 
 def greedy(
@@ -30,12 +35,13 @@ def greedy(
 
     `audio` is the encoder's output. Decoding ends at an end token, which is left out, or when
     prompt and text together have `max_length` tokens (by default, the checkpoint's limit).
+
+    Raises `GenerationError` for a `max_length` that the decoder has no positions for, or that the
+    prompt already fills.
     """
     rules = model.generation_config
-    limit = min(
-        max_length or rules.max_length or model.config.decoder.n_ctx, model.config.decoder.n_ctx
-    )
-    processors = logits_processors(rules, begin=prompt.shape[1], device=str(prompt.device))
+    limit = _limit(model, prompt.shape[1], max_length)
+    processors: Any = logits_processors(rules, begin=prompt.shape[1], device=str(prompt.device))
     ends = torch.tensor(end_tokens(rules), device=prompt.device)
     past = KVCache(model.config.decoder.n_layers, capacity=limit)
     tokens, ended = prompt, torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
@@ -51,6 +57,18 @@ def greedy(
             tokens = torch.cat([tokens, new[:, None]], dim=1)
             bar.update()
     return [_until(row, set(ends.tolist())) for row in tokens[:, prompt.shape[1] :].tolist()]
+
+
+def _limit(model: Any, n_prompt: int, max_length: int | None) -> int:
+    n_ctx: int = model.config.decoder.n_ctx
+    if max_length is None:
+        return min(model.generation_config.max_length or n_ctx, n_ctx)
+    if not n_prompt < max_length <= n_ctx:
+        raise GenerationError(
+            f"max_length counts the {n_prompt} tokens of the prompt too, and the decoder has "
+            f"{n_ctx} positions; got {max_length}"
+        )
+    return max_length
 
 
 def logits_processors(rules: GenerationConfig, begin: int, device: str) -> LogitsProcessorList:

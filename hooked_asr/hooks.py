@@ -16,7 +16,8 @@ from hooked_asr.errors import HookedASRError
 from hooked_asr.names import HookSpec, Selector, select
 
 HookFunction = Callable[..., Tensor | None]
-Hooks = Iterable[tuple[Selector, HookFunction]]
+# What unpacks as a selector and a function: pairs, and interventions.
+Hooks = Iterable[tuple[Selector, HookFunction] | Iterable[Any]]
 
 
 class HookError(HookedASRError):
@@ -98,8 +99,9 @@ class HookPoint(nn.Module):
         for attached in self.fwd_fns:
             attached.reached = self.positions.stop
             out = attached.fn(x, hook=self)
-            if out is not None:
-                x = self._checked(out, x, attached.fn)
+            if out is not None and out is not x:
+                # The function may still hold what it gave: the next one edits a copy.
+                x = self._checked(out, x, attached.fn).clone()
         if self.bwd_fns:
             self._listen_for_gradient(x)
         return x

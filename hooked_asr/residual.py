@@ -124,9 +124,12 @@ class ResidualStream:
         `hook_z`; output biases belong to no head and are left out.
         """
         parts = [module] if module else self._attentions(stack)
+        end = self._end(layer, stack)
+        if end == 0:
+            raise ValueError(f"no head writes to the {stack}'s stream before layer 0")
         results = {
             f"{i}_{part}_h{h}": head
-            for i in range(self._end(layer, stack))
+            for i in range(end)
             for part in parts
             for h, head in enumerate(self._head_results(stack, i, part))
         }

@@ -69,12 +69,11 @@ class PretrainedModel(HookedEncoderDecoder):
         """
         checkpoint = Checkpoint(name, **hub)
         fields = checkpoint.config()
-        place = checkpoint.folder or checkpoint.name
         model = cls._on_meta(
             fields,
-            feature_extractor=_optional(AutoFeatureExtractor, place, hub),
-            tokenizer=_optional(AutoTokenizer, place, hub),
-            generation_config=_optional(GenerationConfig, place, hub) or _from_fields(fields),
+            feature_extractor=_belonging(AutoFeatureExtractor, checkpoint),
+            tokenizer=_belonging(AutoTokenizer, checkpoint),
+            generation_config=_belonging(GenerationConfig, checkpoint) or _from_fields(fields),
             name=checkpoint.name,
         )
         load_weights(model, cls.source, checkpoint.tensors(device), dtype)
@@ -131,12 +130,24 @@ class PretrainedModel(HookedEncoderDecoder):
         return fields
 
 
-def _optional(kind: Any, place: Any, hub: Mapping[str, Any]) -> Any:
-    """What a checkpoint may or may not bring: a model without a tokenizer still has activations."""
-    try:
-        return kind.from_pretrained(place, **hub)
-    except (OSError, ValueError, TypeError):
+# Any of these files means that a checkpoint brings one.
+_FILES = {
+    AutoFeatureExtractor: ("preprocessor_config.json", "processor_config.json"),
+    AutoTokenizer: ("tokenizer.json", "vocab.json"),
+    GenerationConfig: ("generation_config.json",),
+}
+
+
+def _belonging(kind: Any, checkpoint: Checkpoint) -> Any:
+    """What a checkpoint may bring, or None: a model without a tokenizer still has activations."""
+    if not any(checkpoint.file(filename) for filename in _FILES[kind]):
         return None
+    try:
+        return kind.from_pretrained(checkpoint.folder or checkpoint.name, **checkpoint.hub)
+    except Exception as error:  # whatever the many classes behind an Auto class raise
+        raise CheckpointError(
+            f"the {kind.__name__} files of {checkpoint.name} cannot be read: {error}"
+        ) from error
 
 
 def _from_fields(fields: Mapping[str, Any]) -> GenerationConfig:
