@@ -1,6 +1,6 @@
-"""Peak memory of loading a checkpoint, against its size on disk and Hugging Face's loading.
+"""Peak memory of loading a checkpoint, against its weights' size and Hugging Face's loading.
 
-    python benchmarks/loading.py [--size small] [--dtype float32] [--sharded]
+    python benchmarks/loading.py [--size small] [--dtype float16] [--as-dtype float32] [--sharded]
 
 Writes a checkpoint with random weights to a temporary folder, and loads it in fresh processes. What
 counts is the process's peak resident memory above what it held with everything imported; mapped
@@ -31,7 +31,8 @@ before = memory("VmRSS")
 model = Loader.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
 peak_loading = memory("VmHWM") - before
 checksum = sum(float(p.sum()) for p in model.parameters())
-print(json.dumps(dict(loading=peak_loading, used=memory("VmHWM") - before)))
+weights = sum(p.nbytes for p in model.parameters())
+print(json.dumps(dict(loading=peak_loading, used=memory("VmHWM") - before, weights=weights)))
 """
 
 
@@ -61,8 +62,9 @@ def main() -> None:
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             peak = json.loads(out.splitlines()[-1])
             print(
-                f"{name:14} peak while loading {peak['loading'] / on_disk:.2f}x, "
-                f"with every weight read {peak['used'] / on_disk:.2f}x the size on disk"
+                f"{name:14} peak while loading {peak['loading'] / peak['weights']:.2f}x, "
+                f"with every weight read {peak['used'] / peak['weights']:.2f}x "
+                f"the weights in memory ({peak['weights'] / 2**20:.0f} MiB)"
             )
 
 

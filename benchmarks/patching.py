@@ -2,7 +2,7 @@
 
     python benchmarks/patching.py [--size tiny] [--tokens 30] [--rounds 5]
 
-Theirs is what one writes without this library: cache `out_proj`'s input in a reference run, then one
+Theirs is what one writes without this library: keep `out_proj`'s input of a reference run, then one
 whole forward for each head with that slice put in. Both give the same numbers; that is checked.
 """
 

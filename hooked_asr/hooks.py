@@ -148,12 +148,12 @@ class _ValueOf(torch.autograd.Function):
         return fused.view_as(fused)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad
 
 
 def fused_value(fused: Tensor, explicit: Tensor) -> Tensor:
-    """`fused`, bit for bit, but gradients flow through `explicit` and so through what was watched."""
+    """`fused`, bit for bit, with the gradients of `explicit`, in which something was watched."""
     if explicit.requires_grad:
         out: Tensor = _ValueOf.apply(fused.detach(), explicit)
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ class ResidualStream:
     def __getitem__(self, key: Any) -> Tensor:
         raise KeyError(key)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
     def stack_activation(self, name: str, *where: str) -> Float[Tensor, "layer *axes"]:
         """One activation over all layers of a stack: `cache.stack_activation("z", "cross_attn")`.
 
@@ -46,7 +50,8 @@ class ResidualStream:
                 f"as in stack_activation({name!r}, 'encoder')"
             )
         n_layers = self._need_model().config.stack(stacks[0]).n_layers if stacks else 1
-        return torch.stack([self[(name, i, *stacks, *where)] for i in range(n_layers)])
+        keys = [(name, i, *stacks, *where) for i in range(n_layers)]
+        return torch.stack([self[key] for key in keys])
 
     def accumulated_resid(
         self,

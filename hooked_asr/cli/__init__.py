@@ -6,6 +6,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from hooked_asr.cli.hooks import hooks
 from hooked_asr.cli.patch import patch
@@ -27,6 +28,8 @@ def main() -> None:
     """Run the command line; what was asked wrongly is answered in words, not with a traceback."""
     try:
         app()
-    except HookedASRError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+    except (HookedASRError, OSError) as error:
+        # Not as markup: a message may have a path or a shape in square brackets.
+        message = Text.assemble(("error:", "bold red"), f" {error}")
+        Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)

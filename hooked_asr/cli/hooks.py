@@ -18,8 +18,8 @@ def hooks(
     pattern: Annotated[
         str | None, typer.Argument(help="A glob: 'decoder.3.*'. Lazy hooks by their own name.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Clips in a batch, for the shapes.")] = 1,
-    tokens: Annotated[int, typer.Option(help="Tokens of each clip, for the shapes.")] = 30,
+    batch: Annotated[int, typer.Option(min=1, help="Clips in a batch, for the shapes.")] = 1,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of each clip, for the shapes.")] = 30,
 ) -> None:
     """List hook names with axes, shapes and sizes. Reads the config alone, no weights."""
     config = HookedWhisper.config_of(model)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from typing import Annotated
 
 import torch
 import typer
 
+from hooked_asr.errors import HookedASRError
 from hooked_asr.models.whisper import HookedWhisper
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A checkpoint: a folder, or a hub id.")]
@@ -16,6 +18,10 @@ Language = Annotated[
     str | None,
     typer.Option(help="Language spoken, as in de or german; told from the audio if not given."),
 ]
+
+
+class DeviceError(HookedASRError):
+    """A device that is not there."""
 
 
 class FloatType(str, Enum):
@@ -36,4 +42,14 @@ Dtype = Annotated[FloatType, typer.Option(help="Float type to compute in.")]
 
 def load(model: str, device: str, dtype: FloatType) -> HookedWhisper:
     """The model that the options name."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise DeviceError(f"cannot run on {device!r}: {reason}") from error
     return HookedWhisper.from_pretrained(model, device=device, dtype=dtype.torch)
+
+
+def progress() -> bool:
+    """Whether to show progress bars: not where something other than a person reads along."""
+    return sys.stderr.isatty()

@@ -8,10 +8,11 @@ from typing import Annotated
 import pandas as pd
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hooked_asr import patching
-from hooked_asr.cli.options import Device, Dtype, FloatType, Language, Model, load
+from hooked_asr.cli.options import Device, Dtype, FloatType, Language, Model, load, progress
 from hooked_asr.cli.tables import new_table, show
 from hooked_asr.patching.inputs import patching_inputs
 from hooked_asr.patching.metric_text import METRIC_HELP
@@ -39,13 +40,13 @@ def patch(
         str, typer.Option(help="replace by the reference, zero, or mean (over the reference).")
     ] = "replace",
     alpha: Annotated[
-        float, typer.Option(help="Share that comes from the reference, 0 to 1.")
+        float, typer.Option(help="Share that comes from the reference, 0 to 1, in a replace.")
     ] = 1.0,
     text: Annotated[
         str | None, typer.Option(help="The transcript to force; the model's own if not given.")
     ] = None,
     language: Language = None,
-    top: Annotated[int, typer.Option(help="How many sites to print.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="How many sites to print.")] = 10,
     out: Annotated[
         Path, typer.Option(help="Folder for numbers (JSON, CSV) and heatmap (HTML, PNG).")
     ] = Path("patching"),
@@ -58,35 +59,45 @@ def patch(
     Rows say how far each patch moves the metric; `normalized` is 0 where it does nothing and 1
     where it does all that the whole reference does.
     """
+    # Before anything slow: a misspelt one should not cost the sweeps of the others.
+    wishes = {chosen: patching.parse_sites(chosen) for chosen in sites or ["decoder.cross_attn"]}
     hooked = load(model, device, dtype)
     console = Console()
     inputs = patching_inputs(hooked, audio, reference, metric, text, language, seed)
     console.print(f"text: {inputs.text}", markup=False, soft_wrap=True)
     console.print(f"metric: {inputs.metric.name}", markup=False, highlight=False)
     tables = []
-    for chosen in sites or ["decoder.cross_attn"]:
+    for chosen, wish in wishes.items():
         result = patching.sweep(
             hooked,
             clean=inputs.clean,
             reference=inputs.reference,
-            sites=patching.parse_sites(chosen),
+            sites=wish,
             metric=inputs.metric,
             operation=operation,
             alpha=alpha,
+            progress=progress(),
         )
         stem = out / f"{audio.stem}-{chosen.replace('@', '-')}-{operation}"
         for suffix in (".json", ".csv", ".html", ".png"):
             result.save(f"{stem}{suffix}")
         tables.append(result.top(top))
-        console.print(f"clean {result.clean:.4f}, reference {result.reference:.4f}; wrote {stem}.*")
-    show(_strongest(pd.concat(tables), top))
+        console.print(
+            f"clean {result.clean:.4f}, reference {result.reference:.4f}; wrote {stem}.*",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    show(_strongest(pd.concat(tables, ignore_index=True), top))
 
 
 def _strongest(rows: pd.DataFrame, top: int) -> Table:
     order = rows["change"].abs().sort_values(ascending=False, kind="stable").index
     numbers = [name for name in ("value", "change", "normalized") if name in rows]
     table = new_table("site", *(["token"] if "token" in rows else []), *numbers)
-    for _, row in rows.reset_index(drop=True).loc[order].head(top).iterrows():
-        words = [str(row["site"]), *([repr(row["token"])] if "token" in rows else [])]
-        table.add_row(*words, *(f"{row[name]:+.4f}" for name in numbers))
+    for _, row in rows.loc[order].head(top).iterrows():
+        words = [row["site"]]
+        if "token" in rows:  # a site that is all positions at once has none
+            words.append(repr(row["token"]) if isinstance(row["token"], str) else "")
+        table.add_row(*map(escape, words), *(f"{row[name]:+.4f}" for name in numbers))
     return table

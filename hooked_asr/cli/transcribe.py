@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from hooked_asr import interventions
-from hooked_asr.cli.options import Device, Dtype, FloatType, Language, Model, load
+from hooked_asr.cli.options import Device, Dtype, FloatType, Language, Model, load, progress
 
 
 def transcribe(
@@ -30,7 +30,7 @@ def transcribe(
     hooked = load(model, device, dtype)
     hooks = [interventions.zero(site) for site in ablate or []]
     for path in audio:
-        text = hooked.transcribe(path, language, task, fwd_hooks=hooks, progress=True)
+        text = hooked.transcribe(path, language, task, fwd_hooks=hooks, progress=progress())
         Console().print(
             f"{path.name}: {text}" if len(audio) > 1 else text, markup=False, soft_wrap=True
         )

@@ -15,7 +15,7 @@ class FactoredMatrix:
     """`A @ B`, of low rank, without multiplying it out. Both may have the same leading axes.
 
     >>> m = FactoredMatrix(torch.ones(4, 1), torch.ones(1, 4))
-    >>> m.shape, m.norm().item(), (m @ torch.ones(4)).tolist()
+    >>> m.shape, round(m.norm().item(), 3), (m @ torch.ones(4)).tolist()
     (torch.Size([4, 4]), 4.0, [4.0, 4.0, 4.0, 4.0])
     """
 
@@ -46,7 +46,7 @@ class FactoredMatrix:
         if isinstance(other, FactoredMatrix):
             return FactoredMatrix(self.A, self.B @ other.A @ other.B)
         if other.ndim == 1:
-            return self.A @ (self.B @ other)
+            return (self.A @ (self.B @ other)[..., None])[..., 0]
         return FactoredMatrix(self.A, self.B @ other)
 
     @cached_property

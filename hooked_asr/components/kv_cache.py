@@ -8,8 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_asr.errors import HookedASRError
+
 AnyKeys = Float[Tensor, "batch _ head d_head"]
 KeysValues = tuple[AnyKeys, AnyKeys]
+
+
+class KVCacheError(HookedASRError):
+    """Tokens that do not continue what a cache holds."""
 
 
 class LayerCache:
@@ -23,6 +29,11 @@ class LayerCache:
         self.length = 0
         self._tokens: KeysValues | None = None
         self._audio: KeysValues | None = None
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows of the batch; None before the first tokens."""
+        return None if self._tokens is None else self._tokens[0].shape[0]
 
     def extend(self, k: AnyKeys, v: AnyKeys) -> KeysValues:
         """Put new tokens behind those kept; returns all of them."""
@@ -63,6 +74,18 @@ class KVCache:
     @property
     def capacity(self) -> int:
         return self.layers[0].capacity
+
+    def check(self, n_layers: int, n_rows: int, n_new: int) -> None:
+        """Raises `KVCacheError` unless `n_new` tokens in each of `n_rows` rows can follow."""
+        first = self.layers[0]
+        if len(self.layers) != n_layers:
+            raise KVCacheError(f"the cache has {len(self.layers)} layers, the decoder {n_layers}")
+        if first.n_rows not in (None, n_rows):
+            raise KVCacheError(f"the cache holds {first.n_rows} rows; got tokens for {n_rows}")
+        if first.length + n_new > first.capacity:
+            raise KVCacheError(
+                f"the cache has room for {first.capacity} tokens; got {first.length + n_new}"
+            )
 
     def reorder(self, rows: torch.Tensor) -> None:
         for layer in self.layers:

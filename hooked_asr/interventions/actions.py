@@ -51,12 +51,16 @@ class Replace(Action):
                 f"position {region.last} is asked for"
             )
         new = _fit("source", source[region.absolute], here, hook)
-        return new if self.alpha == 1.0 else torch.lerp(here, new, self.alpha)
+        # Where the two are equal nothing is to be done; masked scores, both -inf, would become NaN.
+        return new if self.alpha == 1.0 else here.where(here == new, here.lerp(new, self.alpha))
 
 
 @dataclass(frozen=True, eq=False)
 class Mean(Action):
-    """The mean over positions: of each clip's own running forward, or over all of a source."""
+    """The mean over positions: of each clip's own running forward, or over all of a source.
+
+    A step of cached decoding sees no position but its own, so there it takes a source.
+    """
 
     kind = "mean"
     source: Source | None = None
@@ -64,6 +68,11 @@ class Mean(Action):
     def value(self, x: Activation, hook: Any, region: Region) -> Activation:
         axis = hook.spec.position_axis
         if self.source is None:
+            if hook.positions.start > 0:
+                raise InterventionError(
+                    f"one step of decoding sees too few positions of {hook.name} for their mean: "
+                    "give it a source, as in mean(site, cache)"
+                )
             mean = x.mean(axis, keepdim=True)
         else:
             mean = _fetch(self.source, hook, x).mean((0, axis), keepdim=True)
@@ -86,13 +95,26 @@ class Add(Action):
 
 @dataclass(frozen=True, eq=False)
 class Custom(Action):
-    """Whatever the function makes of the site: `fn(activation, hook=hook_point)`."""
+    """Whatever the function makes of the site: `fn(activation, hook=hook_point)`.
+
+    As every hook function, it returns a tensor or edits in place and returns None.
+    """
 
     kind = "custom"
-    fn: Callable[..., Tensor]
+    fn: Callable[..., Tensor | None]
 
     def value(self, x: Activation, hook: Any, region: Region) -> Activation:
-        return self.fn(x[region.local], hook=hook)
+        here = x[region.local].clone()
+        out = self.fn(here, hook=hook)
+        if out is None:
+            return here
+        if not isinstance(out, Tensor) or out.shape != here.shape:
+            made = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise InterventionError(
+                f"a custom function at {hook.name} made {made} of {list(here.shape)}; "
+                "it returns a tensor of the same shape, or None"
+            )
+        return out
 
 
 ACTIONS = {action.kind: action for action in (Zero, Replace, Mean, Add, Custom)}
@@ -106,10 +128,13 @@ def _fetch(source: Source, hook: Any, x: Activation) -> Activation:
                 f"the source has no {hook.name!r}: cache it in the reference run (names_filter)"
             )
         source = source[hook.name]
-    if source.ndim != x.ndim:
+    if hook.spec.axes[-1] == "key" and hook.spec.clock == "pos":
+        source = source[..., : x.shape[-1]]  # a decoding step has the keys so far, not all of them
+    inner = set(range(1, x.ndim)) - {hook.spec.position_axis}
+    if source.ndim != x.ndim or any(source.shape[i] != x.shape[i] for i in inner):
         raise InterventionError(
-            f"a source for {hook.name} has axes {' '.join(hook.spec.axes)}; "
-            f"got a tensor of shape {list(source.shape)}"
+            f"a source of shape {list(source.shape)} does not fit {list(x.shape)} at {hook.name} "
+            f"({' '.join(hook.spec.axes)}); batch and positions alone may differ"
         )
     return source.to(x.device, x.dtype)
 

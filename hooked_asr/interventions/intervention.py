@@ -13,7 +13,7 @@ from hooked_asr.interventions.actions import Action, Add, Custom, Mean, Replace,
 from hooked_asr.interventions.site import Activation, Site, region
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Intervention:
     """A site and an action. It unpacks as `(hook name, function)`, as every hook does."""
 
@@ -38,6 +38,9 @@ class Intervention:
 
     def __str__(self) -> str:
         return f"{self.action.kind} {self.site}"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"  # the tensors would drown it
 
     def at(self, site: Site | str) -> Intervention:
         """The same action elsewhere."""
@@ -73,6 +76,6 @@ def add(site: Site | str, direction: Tensor, scale: float = 1.0) -> Intervention
     return Intervention(_site(site), Add(direction, scale))
 
 
-def custom(site: Site | str, fn: Callable[..., Tensor]) -> Intervention:
+def custom(site: Site | str, fn: Callable[..., Tensor | None]) -> Intervention:
     """Let a function decide: `fn(activation at the site, hook=hook_point)`."""
     return Intervention(_site(site), Custom(fn))

@@ -9,10 +9,11 @@ from dataclasses import fields
 from fnmatch import fnmatchcase
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from hooked_asr.interventions.actions import ACTIONS, Action, Custom
+from hooked_asr.interventions.actions import ACTIONS, Action, Custom, Mean
 from hooked_asr.interventions.intervention import Intervention
 from hooked_asr.interventions.site import InterventionError, Site
 
@@ -37,7 +38,7 @@ def from_json(
     """
     try:
         return [_from_dict(one, functions or {}) for one in json.loads(text)]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise InterventionError(f"this is no list of interventions: {error!r}") from error
 
 
@@ -63,7 +64,16 @@ def _plain(value: Any, site: Site) -> Any:
                 f"the source of the intervention at {site} has no {site.hook!r}"
             )
         return _packed(read)
-    return value.__qualname__ if callable(value) else value
+    return _name(value, site) if callable(value) else value
+
+
+def _name(fn: Callable[..., Any], site: Site) -> str:
+    name: str | None = getattr(fn, "__qualname__", None)
+    if name is None:
+        raise InterventionError(
+            f"the custom function at {site} has no name to keep it by: use a plain def"
+        )
+    return name
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -76,11 +86,13 @@ def _from_dict(
 ) -> Intervention:
     if entry["action"] not in ACTIONS:
         raise InterventionError(f"no action {entry['action']!r}; there are {', '.join(ACTIONS)}")
+    if not isinstance(entry["hook"], str):
+        raise InterventionError(f"a hook is a name or a glob; got {entry['hook']!r}")
     site = Site(entry["hook"], entry["heads"], entry["positions"])
     kind = ACTIONS[entry["action"]]
     if kind is Custom:
         return Intervention(site, Custom(_function(entry["fn"], functions)))
-    values = {field.name: _unpacked(entry[field.name]) for field in fields(kind)}
+    values = {field.name: _unpacked(kind, field.name, entry[field.name]) for field in fields(kind)}
     action: Action = kind(**values)
     return Intervention(site, action)
 
@@ -94,8 +106,11 @@ def _function(name: str, functions: Mapping[str, Callable[..., Tensor]]) -> Call
     return functions[name]
 
 
-def _unpacked(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
+def _unpacked(kind: type[Action], name: str, value: Any) -> Any:
+    if name in ("alpha", "scale"):
+        return float(value)
+    if kind is Mean and value is None:
+        return None
     tensors = load(base64.b64decode(value["safetensors"]))
-    return tensors[_SINGLE] if tensors.keys() == {_SINGLE} else tensors
+    single = name == "direction" or tensors.keys() == {_SINGLE}
+    return tensors[_SINGLE] if single else tensors

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -13,6 +15,7 @@ from torch import Tensor
 from hooked_asr.errors import HookedASRError
 
 Activation = Float[Tensor, "..."]
+Numbers = SupportsIndex | Iterable[SupportsIndex] | None
 
 # The short names of a block's parts, and the hook that holds what each writes to the stream.
 PARTS = {
@@ -30,11 +33,12 @@ class InterventionError(HookedASRError):
     """An intervention that the activation it meets has no place for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Site:
     """A place in the model: a hook (a name or a glob), and which of its heads and positions.
 
-    Positions are absolute, from 0: the same in a full forward and in cached decoding.
+    Positions are absolute, from 0: the same in a full forward and in cached decoding. One number
+    may stand for itself; None for all there are.
 
     >>> Site.parse("decoder.3.cross_attn.5")
     Site(hook='decoder.3.cross_attn.hook_z', heads=(5,), positions=None)
@@ -43,18 +47,13 @@ class Site:
     """
 
     hook: str
-    heads: tuple[int, ...] | None = None
-    positions: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None
+    positions: tuple[int, ...] | None
 
-    def __post_init__(self) -> None:
-        for name in ("heads", "positions"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            value = (value,) if isinstance(value, int) else tuple(value)
-            if not value or min(value) < 0:
-                raise InterventionError(f"{name} are one or more numbers from 0 on; got {value}")
-            object.__setattr__(self, name, value)
+    def __init__(self, hook: str, heads: Numbers = None, positions: Numbers = None) -> None:
+        object.__setattr__(self, "hook", hook)
+        object.__setattr__(self, "heads", as_numbers("heads", heads))
+        object.__setattr__(self, "positions", as_numbers("positions", positions))
 
     @classmethod
     def parse(cls, text: str) -> Site:
@@ -64,40 +63,57 @@ class Site:
         `.mlp` (what it writes), `decoder.3.resid_post` (the stream), or any hook's full name; `@7`,
         `@7-9` or `@2,5` behind it for positions.
         """
-        path, _, where = text.partition("@")
-        positions = _parse_numbers(where) if where else None
+        path, at, where = text.partition("@")
+        positions = _parse_numbers(where) if at else None
         block, _, part = path.rpartition(".")
-        if part[:1].isdigit() and block.endswith("attn"):
-            return cls(f"{block}.hook_z", _parse_numbers(part), positions)
-        if part[:1].isdigit() and "hook_" in block:
-            return cls(block, _parse_numbers(part), positions)
+        if part[:1].isdigit():
+            hook = f"{block}.hook_z" if block.endswith("attn") else block
+            return cls(hook, _parse_numbers(part), positions)
         return cls(f"{block}.{PARTS[part]}" if part in PARTS else path, None, positions)
 
     def __str__(self) -> str:
         block, _, leaf = self.hook.rpartition(".")
-        short = {hook: f"{block}.{part}" for part, hook in PARTS.items()} | {"hook_z": block}
-        path = (
-            short[leaf] if leaf in short and (leaf == "hook_z") == bool(self.heads) else self.hook
-        )
-        heads = "." + _format_numbers(self.heads) if self.heads else ""
-        positions = "@" + _format_numbers(self.positions) if self.positions else ""
-        return path + heads + positions
+        short = {hook: f"{block}.{part}" for part, hook in PARTS.items()}
+        if self.heads:
+            short = {"hook_z": block} if block.endswith("attn") else {}
+        heads = "." + format_numbers(self.heads) if self.heads else ""
+        positions = "@" + format_numbers(self.positions) if self.positions else ""
+        return short.get(leaf, self.hook) + heads + positions
 
 
-def _parse_numbers(text: str) -> tuple[int, ...]:
-    match = re.fullmatch(r"(\d+)-(\d+)", text)
-    if match:
-        return tuple(range(int(match[1]), int(match[2]) + 1))
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise InterventionError(f"numbers are written 7, 7-9 or 2,5; got {text!r}")
-    return tuple(map(int, text.split(",")))
+def as_numbers(name: str, value: Numbers) -> tuple[int, ...] | None:
+    """One number or several as a tuple, checked to count from 0; None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        value = value.flatten().tolist()
+    try:
+        numbers = tuple(map(operator.index, value if isinstance(value, Iterable) else [value]))
+    except TypeError:
+        numbers = ()
+    if not numbers or min(numbers) < 0:
+        raise InterventionError(f"{name} are one or more numbers from 0 on; got {value}")
+    return numbers
 
 
-def _format_numbers(numbers: tuple[int, ...]) -> str:
+def format_numbers(numbers: tuple[int, ...]) -> str:
+    """Numbers as `Site.parse` reads them: 7, 7-9 or 2,5."""
     first, last = numbers[0], numbers[-1]
     if len(numbers) > 1 and numbers == tuple(range(first, last + 1)):
         return f"{first}-{last}"
     return ",".join(map(str, numbers))
+
+
+def _parse_numbers(text: str) -> tuple[int, ...]:
+    numbers: tuple[int, ...] = ()
+    if re.fullmatch(r"\d+(,\d+)*", text):
+        numbers = tuple(map(int, text.split(",")))
+    elif re.fullmatch(r"\d+-\d+", text):
+        first, last = map(int, text.split("-"))
+        numbers = tuple(range(first, last + 1))
+    if not numbers:
+        raise InterventionError(f"numbers are written 7, 7-9 or 2,5; got {text!r}")
+    return numbers
 
 
 @dataclass(frozen=True)

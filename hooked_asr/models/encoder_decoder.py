@@ -136,6 +136,8 @@ class HookedEncoderDecoder(HookedModule):
         else:
             resid = self._entering("decoder", start, tokens)
         audio = self._checked_audio(audio, resid.shape[0])
+        if past:
+            past.check(len(self.decoder), *resid.shape[:2])
         for i in range(start, stop):
             resid = self.decoder[i](resid, audio, past.layers[i] if past else None)
         return resid if stop_at is not None else self.unembed(self.decoder_final_ln(resid))

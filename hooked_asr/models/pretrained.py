@@ -99,7 +99,7 @@ class PretrainedModel(HookedEncoderDecoder):
             hf_model.config.to_dict(),
             feature_extractor=getattr(processor, "feature_extractor", None),
             tokenizer=getattr(processor, "tokenizer", None),
-            generation_config=hf_model.generation_config,
+            generation_config=getattr(hf_model, "generation_config", None),
             name=hf_model.config.name_or_path or type(hf_model).__name__,
         )
         load_weights(model, cls.source, hf_model.state_dict().items(), dtype=None)

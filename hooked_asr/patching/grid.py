@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import SupportsIndex
 
 from hooked_asr.config import ModelConfig
 from hooked_asr.errors import HookedASRError
 from hooked_asr.interventions import PARTS, Site
+from hooked_asr.interventions.site import as_numbers, format_numbers
 
-Positions = str | Sequence[int | Sequence[int]] | None
+Positions = str | Sequence[SupportsIndex | Sequence[SupportsIndex]] | None
 
 _COMPONENTS = {
     "encoder": ("attn", "mlp", "resid_post"),
@@ -77,8 +79,8 @@ class Sites:
             return None
         if isinstance(self.positions, str):
             return [(position,) for position in range(n_pos)]
-        groups = [(one,) if isinstance(one, int) else tuple(one) for one in self.positions]
-        beyond = [p for group in groups for p in group if not 0 <= p < n_pos]
+        groups = [as_numbers("positions", one) or () for one in self.positions]
+        beyond = [p for group in groups for p in group if p >= n_pos]
         if beyond:
             raise SitesError(f"this input has positions 0 to {n_pos - 1}; asked for {beyond[0]}")
         return groups
@@ -104,16 +106,17 @@ def heads(part: str = "decoder.cross_attn", positions: Positions = None) -> Site
 
 
 def components(
-    stack: str = "decoder", parts: Sequence[str] | None = None, positions: Positions = None
+    stack: str = "decoder", parts: str | Sequence[str] | None = None, positions: Positions = None
 ) -> Sites:
     """What each layer's parts write to the stream, and the stream itself.
 
-    `parts` are among attn, cross_attn (decoder), mlp, resid_pre, resid_mid, resid_mid_cross
-    (decoder) and resid_post. Axes: layer, component, and position where asked for (see `heads`).
+    `parts` are one or more of attn, cross_attn (decoder), mlp, resid_pre, resid_mid,
+    resid_mid_cross (decoder) and resid_post. Axes: layer, component, and position where asked for
+    (see `heads`).
     """
     if stack not in _COMPONENTS:
         raise SitesError(f"no stack {stack!r}; there are 'encoder' and 'decoder'")
-    chosen = tuple(parts or _COMPONENTS[stack])
+    chosen = (parts,) if isinstance(parts, str) else tuple(parts or _COMPONENTS[stack])
     known = [part for part in PARTS if stack == "decoder" or "cross" not in part]
     unknown = [part for part in chosen if part not in known]
     if unknown:
@@ -127,20 +130,22 @@ def parse_sites(text: str) -> Sites:
     `decoder.cross_attn` (its heads), `decoder` (its components), `decoder.mlp` (one component in
     every layer); `@each` behind it for one position at a time.
     """
-    path, _, positions = text.partition("@")
-    if positions not in ("", _EACH):
+    path, at, positions = text.partition("@")
+    if at and positions != _EACH:
         raise SitesError(f"behind @ stands {_EACH!r}, for each position; got {positions!r}")
-    stack, _, part = path.partition(".")
+    stack, dot, part = path.partition(".")
     if part.endswith("attn"):
         return heads(path, positions or None)
-    return components(stack, [part] if part else None, positions or None)
+    return components(stack, part if dot else None, positions or None)
 
 
 def _checked(positions: Positions) -> Positions:
     if isinstance(positions, str) and positions != _EACH:
         raise SitesError(f"positions are None, {_EACH!r} or a list; got {positions!r}")
+    if positions is not None and not len(positions):
+        raise SitesError("the list of positions is empty")
     return positions
 
 
 def _label(group: tuple[int, ...]) -> str | int:
-    return group[0] if len(group) == 1 else f"{group[0]}-{group[-1]}"
+    return group[0] if len(group) == 1 else format_numbers(group)

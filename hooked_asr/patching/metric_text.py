@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hooked_asr.errors import HookedASRError
+from hooked_asr.models.encoder_decoder import InputError
 from hooked_asr.patching.metrics import Metric, kl, log_prob, logit_diff, transcript_log_prob
 from hooked_asr.shapes import Mel, Tokens
 
@@ -32,6 +33,10 @@ def parse_metric(text: str, model: Any, mel: Mel, tokens: Tokens, prompt_length:
     if pos is not None and pos >= tokens.shape[1]:
         raise MetricError(f"the run has positions 0 to {tokens.shape[1] - 1}; got @{pos}")
     if kind == "transcript" and not words:
+        if pos is not None:
+            raise MetricError("transcript is a mean over all positions: leave out the @")
+        if tokens.shape[1] <= prompt_length:
+            raise MetricError("the transcript is empty and has no log-probability: give a text")
         return transcript_log_prob(tokens, prompt_length)
     if kind == "kl" and not words:
         with torch.no_grad():
@@ -47,8 +52,11 @@ def parse_metric(text: str, model: Any, mel: Mel, tokens: Tokens, prompt_length:
 
 def _token(model: Any, word: str) -> int:
     """A word as a token; as the model writes it, with a space before, where that is one."""
-    spaced = model.tokenizer.encode(f" {word}", add_special_tokens=False)
-    return spaced[0] if len(spaced) == 1 else model.to_single_token(word)
+    try:
+        token: int = model.to_single_token(f" {word}")
+    except InputError:
+        token = model.to_single_token(word)
+    return token
 
 
 def _place(pos: int | None, token: int, tokens: Tokens) -> int:

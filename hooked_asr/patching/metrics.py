@@ -44,6 +44,8 @@ def log_prob(token: int, pos: int = -1) -> Metric:
 
 def transcript_log_prob(tokens: Tokens, from_position: int = 1) -> Metric:
     """Mean log-probability (nats) of the tokens from `from_position` on, given those before."""
+    if from_position == 0:
+        raise ValueError("nothing comes before the first token, to predict it from")
 
     def measure(logits: Logits) -> PerClip:
         said = tokens[:, from_position:].to(logits.device)

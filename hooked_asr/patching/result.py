@@ -26,10 +26,10 @@ _FIGURES = (".html", ".png", ".svg", ".pdf")
 
 
 class ResultError(HookedASRError):
-    """A result that cannot be kept as asked."""
+    """A result that cannot be kept or shown as asked."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SweepResult:
     """One number for each site of a sweep.
 
@@ -57,18 +57,20 @@ class SweepResult:
 
     @property
     def normalized(self) -> Float[Tensor, "..."]:
-        """The change as a share of that from clean to reference run: 0 nothing, 1 all of it."""
-        return self.change / (self.reference - self.clean)
+        """The change as a share of that from clean to reference run: 0 nothing, 1 all of it.
+
+        NaN where there is no reference, or it has the clean run's value.
+        """
+        return self.change / (self.reference - self.clean or math.nan)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row for each site: its axes, name, value, change, and normalized change."""
         index = pd.MultiIndex.from_product(self.axes.values(), names=list(self.axes))
         table = index.to_frame(index=False)
         table["site"] = self.sites
-        for name in ("value", "change", "normalized"):
-            tensor = self.values if name == "value" else getattr(self, name)
+        for name, tensor in self._shown().items():
             table[name] = tensor.flatten().double().numpy()
-        if math.isnan(self.reference):
+        if table["normalized"].isna().all():
             table = table.drop(columns="normalized")
         if self._token_axis:
             table["token"] = [(self.tokens or [])[position] for position in table["position"]]
@@ -109,8 +111,16 @@ class SweepResult:
         return cls(values=torch.from_numpy(numbers).float(), **fields)
 
     def plot(self, what: str = "change") -> alt.FacetChart | alt.Chart:
-        """A heatmap of "change", "value" or "normalized", as an Altair chart (see also `save`)."""
-        values = self.values if what == "value" else getattr(self, what)
+        """A heatmap of "change", "value" or "normalized", as an Altair chart (see also `save`).
+
+        Raises `ResultError` for anything else, or where there are no numbers to show.
+        """
+        shown = self._shown()
+        if what not in shown:
+            raise ResultError(f"a plot is of {', '.join(shown)}; got {what!r}")
+        values = shown[what]
+        if values.isnan().all():
+            raise ResultError(f"there is nothing to plot: every {what} of this result is NaN")
         axes = dict(self.axes)
         if self._token_axis:
             axes["position"] = [f"{p} {(self.tokens or [])[int(p)]}" for p in axes["position"]]
@@ -123,6 +133,9 @@ class SweepResult:
             + ("" if math.isnan(self.reference) else f", reference {self.reference:.3f}"),
             centred=what != "value",
         )
+
+    def _shown(self) -> dict[str, Float[Tensor, "..."]]:
+        return {"value": self.values, "change": self.change, "normalized": self.normalized}
 
     @property
     def _token_axis(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -16,10 +16,11 @@ from hooked_asr.interventions import Intervention, Mean, Replace, Site, Zero
 from hooked_asr.interventions.actions import Action
 from hooked_asr.patching.grid import Grid, Sites
 from hooked_asr.patching.result import SweepResult
-from hooked_asr.shapes import Logits, Mel, Tokens
+from hooked_asr.shapes import Logits, Tokens
 
-AnyMetric = Callable[[Logits], Float[Tensor, "..."]]
-Run = tuple[Mel, Tokens]
+AnyMetric = Callable[[Logits], Shaped[Tensor, "..."] | float]
+# Log-mel frames and tokens; two runs may differ in clips and tokens, so these axes have no names.
+Run = tuple[Float[Tensor, "_ n_mels frame"], Int[Tensor, "_ _"]]
 
 
 class SweepError(HookedASRError):
@@ -61,7 +62,7 @@ def sweep(
     operation = operation or ("zero" if reference is None else "replace")
     mel, tokens = clean
     grid = sites.grid(model.config, tokens.shape[1])
-    _check(operation, clean, reference)
+    _check(operation, alpha, clean, reference)
     action, reference_value = _action(model, grid, metric, reference, operation, alpha)
     audio = model.encode(mel)
     clean_value = _measure(metric, model.decode(tokens, audio))
@@ -87,9 +88,11 @@ def sweep(
     )
 
 
-def _check(operation: str, clean: Run, reference: Run | None) -> None:
+def _check(operation: str, alpha: float, clean: Run, reference: Run | None) -> None:
     if operation not in ("replace", "zero", "mean"):
         raise SweepError(f"operations are 'replace', 'zero' and 'mean'; got {operation!r}")
+    if operation != "replace" and alpha != 1.0:
+        raise SweepError(f"alpha is for 'replace' alone; got alpha={alpha} and {operation!r}")
     if operation == "replace" and reference is None:
         raise SweepError("to replace, a sweep needs a reference: (mel, tokens) to patch in from")
     if operation == "replace" and reference is not None:
@@ -123,7 +126,7 @@ def _action(
 
 
 def _measure(metric: AnyMetric, logits: Logits) -> float:
-    return float(metric(logits).mean())
+    return float(torch.as_tensor(metric(logits)).float().mean())
 
 
 def _name(sites: Sites) -> str:

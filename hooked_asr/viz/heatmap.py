@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import altair as alt
-import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
 _CELL = 28  # pixels, so that a label fits beside each row and column
 _LONGEST = 900  # pixels; longer axes get thinner cells
+_LABEL = 14  # pixels that a label takes
 
 
 def heatmap(
@@ -26,34 +28,56 @@ def heatmap(
     """Values as colours: the first axis down, the last across, a middle one as separate panels.
 
     `centred` colours by distance from zero (red above, blue below, white at zero); otherwise from
-    the least to the greatest value. Cells tell their value under the mouse.
+    the least to the greatest value. Cells tell their value under the mouse; those without a finite
+    one stay empty.
     """
+    if len(axes) not in (2, 3) or values.shape != tuple(map(len, axes.values())):
+        sizes = {name: len(labels) for name, labels in axes.items()}
+        raise ValueError(f"a heatmap has 2 or 3 axes; got {sizes} for shape {list(values.shape)}")
     names = list(axes)
     down, across = names[0], names[-1]
-    index = pd.MultiIndex.from_product(axes.values(), names=names)
-    table = index.to_frame(index=False).assign(**{label: values.flatten().double().numpy()})
+    numbers = [number if math.isfinite(number) else None for number in values.flatten().tolist()]
+    cells = [
+        dict(zip([*names, label], [*labels, number], strict=True))
+        for labels, number in zip(product(*axes.values()), numbers, strict=True)
+    ]
     chart = (
-        alt.Chart(table)
+        alt.Chart(alt.Data(values=cells))  # a data frame of over 5000 rows would be refused
         .mark_rect()
         .encode(
-            x=alt.X(f"{across}:O", sort=None, title=across),
-            y=alt.Y(f"{down}:O", sort=None, title=down),
-            color=alt.Color(f"{label}:Q", scale=_colours(table[label], centred), title=label),
-            tooltip=[*names, alt.Tooltip(f"{label}:Q", format=".4f")],
+            x=alt.X(
+                f"{across}:O", title=across, scale=_order(axes[across]), axis=_axis(axes[across])
+            ),
+            y=alt.Y(f"{down}:O", title=down, scale=_order(axes[down]), axis=_axis(axes[down])),
+            color=alt.Color(f"{label}:Q", scale=_colours(numbers, centred), title=label),
+            tooltip=[*(f"{name}:N" for name in names), alt.Tooltip(f"{label}:Q", format=".4f")],
         )
         .properties(width=_length(axes[across]), height=_length(axes[down]))
     )
     if len(names) == 3:
-        chart = chart.facet(alt.Facet(f"{names[1]}:O", sort=None), columns=_columns(axes[across]))
+        order: list[Any] = list(axes[names[1]])
+        panels = alt.Facet(f"{names[1]}:O", sort=order)
+        chart = chart.facet(panels, columns=_columns(axes[across]))
     return chart.properties(title=alt.TitleParams(title, subtitle=subtitle, anchor="start"))
 
 
-def _colours(column: Any, centred: bool) -> alt.Scale:
+def _colours(numbers: list[float | None], centred: bool) -> alt.Scale:
     if not centred:
         return alt.Scale(scheme="viridis")
-    # A constant column still needs a range; any will show it as white.
-    reach = float(column.abs().max()) or 1.0
+    # All zeros still need a range; any will show them as white.
+    reach = max((abs(number) for number in numbers if number is not None), default=0.0) or 1.0
     return alt.Scale(scheme="redblue", domain=[-reach, reach], reverse=True)
+
+
+def _order(labels: Sequence[Any]) -> alt.Scale:
+    """All labels as they come: left to itself, the chart would put those of empty cells last."""
+    return alt.Scale(domain=list(labels))
+
+
+def _axis(labels: Sequence[Any]) -> alt.Axis:
+    step = math.ceil(_LABEL * len(labels) / _length(labels))
+    upright = step == 1 and all(isinstance(label, int) for label in labels)
+    return alt.Axis(values=list(labels[::step]), labelAngle=0 if upright else alt.Undefined)
 
 
 def _length(labels: Sequence[str | int]) -> int:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -32,7 +33,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_WINDOW = 128 * 2**20  # bytes of a file that are mapped at a time
+_WINDOW = 16 * 2**20  # bytes of a file that are mapped at a time
 
 
 class CheckpointError(HookedASRError):
@@ -84,11 +85,7 @@ class Checkpoint:
         path = self.file("config.json", required=True)
         if path is None:
             raise CheckpointError(f"{self.name} is no checkpoint: it has no config.json")
-        try:
-            fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-        return fields
+        return _json_object(path)
 
     def tensors(self, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
         """Every tensor with its name, shard by shard, straight to `device`.
@@ -104,12 +101,16 @@ class Checkpoint:
             path = self.file(filename)
             if path is not None:
                 return self._shards(path) if filename.endswith(".json") else [path]
+        unless = "" if self.folder else ", or the hub could not be asked for them"
         raise CheckpointError(
-            f"{self.name} holds no weights: none of {', '.join(_WEIGHT_FILES)} is there"
+            f"{self.name} holds no weights: none of {', '.join(_WEIGHT_FILES)} is there{unless}"
         )
 
     def _shards(self, index: Path) -> list[Path]:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = _json_object(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{index} is no index of shards: it has no 'weight_map'")
+        names = sorted(set(weight_map.values()))
         paths = {name: self.file(name) for name in names}
         missing = [name for name, path in paths.items() if path is None]
         if missing:
@@ -137,6 +138,16 @@ class Checkpoint:
         )
 
 
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} holds no fields, but a JSON {type(fields).__name__}")
+    return fields
+
+
 def _is_safe(path: Path) -> bool:
     return path.suffix == ".safetensors"
 
@@ -161,9 +172,16 @@ def _safetensors(path: Path, device: torch.device | str) -> Iterator[tuple[str, 
 
 def _pickle(path: Path, device: torch.device | str) -> Iterator[tuple[str, Tensor]]:
     try:
-        weights = torch.load(path, map_location=device, weights_only=True, mmap=True)
+        # Files from before torch 1.6 are no zip, and cannot be mapped.
+        mapped = is_zipfile(path)
+        weights = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many types for a damaged or unsafe file
         raise CheckpointError(
             f"{path} cannot be read as plain tensors, and is not read any other way: {error}"
         ) from error
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{path} holds no tensors by name, but a {type(weights).__name__}")
+    others = [name for name, weight in weights.items() if not isinstance(weight, Tensor)]
+    if others:
+        raise CheckpointError(f"{path} holds more than tensors: {', '.join(map(str, others[:5]))}")
     yield from weights.items()

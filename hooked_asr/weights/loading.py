@@ -29,19 +29,27 @@ def load_weights(
     wanted = {source.key(name): (name, p) for name, p in _parameters(model).items()}
     weights: dict[str, Tensor] = {}
     extra, misshapen = [], []
+    again: dict[str, Tensor] = {}  # a tied unembedding may be stored too, as the embedding's equal
     for full_key, tensor in tensors:
         key = full_key.removeprefix(_PREFIX)
         if key not in wanted:
-            extra.append(full_key)
+            if _tied(model) and _is_unembedding(key, source):
+                again[full_key] = tensor
+            else:
+                extra.append(full_key)
             continue
         name, parameter = wanted[key]
         if tensor.shape != parameter.shape:
             misshapen.append(f"{full_key}: {list(tensor.shape)}, not {list(parameter.shape)}")
         weights[name] = tensor.to(dtype)
     missing = [key for key, (name, _) in wanted.items() if name not in weights]
-    # A tied unembedding may be stored a second time, as the embedding's equal.
-    extra = [key for key in extra if not (_is_unembedding(key, source) and _tied(model))]
-    _refuse(missing=missing, extra=extra, misshapen=misshapen)
+    embedding = weights.get("embed.weight")
+    unequal = [
+        f"{key}, which the config ties to the embedding"
+        for key, tensor in again.items()
+        if embedding is not None and not torch.equal(tensor.to(dtype), embedding)
+    ]
+    _refuse(missing=missing, extra=extra, misshapen=misshapen, unequal=unequal)
     if _tied(model):
         weights["unembed.weight"] = weights["embed.weight"]
     model.load_state_dict(weights, assign=True)

@@ -42,14 +42,33 @@ _MODULES = {
     "unembed": "proj_out",
 }
 
-# Fields of published configs that current transformers has dropped, and that change no activation.
+# Fields of published configs that current transformers has dropped or keeps in the generation
+# config, and that change no activation.
 _HISTORICAL = {
     "_name_or_path",
+    "_attn_implementation_autoset",
     "torch_dtype",
     "transformers_version",
     "model_type",
     "num_hidden_layers",
+    "alignment_heads",
+    "forced_decoder_ids",
+    "is_multilingual",
+    "lang_to_id",
+    "no_timestamps_token_id",
+    "return_timestamps",
+    "task_to_id",
 }
+
+# A model that comes from no checkpoint has no tokens either; Whisper's own are WhisperConfig's
+# defaults, and lie outside a smaller vocabulary.
+_NO_TOKENS = {
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "begin_suppress_tokens": None,
+}
+_NORM_EPS = 1e-5
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
@@ -94,6 +113,10 @@ def config_to_hf(config: ModelConfig, other_fields: Mapping[str, Any]) -> Whispe
     encoder, decoder = config.encoder, config.decoder
     if encoder.d_model != decoder.d_model or encoder.activation != decoder.activation:
         raise ConfigError("a Whisper config has one width and one activation for both stacks")
+    if (encoder.norm_eps, decoder.norm_eps) != (_NORM_EPS, _NORM_EPS):
+        raise ConfigError(
+            f"Whisper's norms all have an eps of {_NORM_EPS}; no config field says it"
+        )
     architecture = {
         "vocab_size": config.d_vocab,
         "num_mel_bins": config.front_end.n_mels,
@@ -107,7 +130,7 @@ def config_to_hf(config: ModelConfig, other_fields: Mapping[str, Any]) -> Whispe
         architecture[f"{name}_layers"] = stack.n_layers
         architecture[f"{name}_attention_heads"] = stack.n_heads
         architecture[f"{name}_ffn_dim"] = stack.d_mlp
-    return WhisperConfig(**{**other_fields, **architecture})
+    return WhisperConfig(**{**(other_fields or _NO_TOKENS), **architecture})
 
 
 WHISPER = Source(

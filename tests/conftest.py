@@ -1,0 +1,30 @@
+"""What all tests share. Annotated shapes and types are checked in every call under test."""
+
+import os
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+# Before any test imports the package: only modules imported under the hook are checked.
+jaxtyping.install_import_hook("hooked_asr", "beartype.beartype")
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of recordings and trained weights; tests that ask for it skip without it."""
+    folder = Path(os.environ.get("HOOKED_ASR_SHARED") or REPOSITORY.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip("no shared recordings and checkpoints (HOOKED_ASR_SHARED names their folder)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def refit(shared: Path) -> Path:
+    """A trained whisper-tiny.en, its token embedding fitted anew."""
+    folder = shared / "checkpoints" / "whisper-tiny.en-refit"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder.name} among the shared checkpoints")
+    return folder
