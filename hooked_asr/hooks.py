@@ -38,6 +38,15 @@ class Clock:
 
     offset: int = 0
 
+    @contextmanager
+    def at(self, offset: int) -> Iterator[None]:
+        """Stand at `offset` for a forward: a hook function may run another one meanwhile."""
+        before, self.offset = self.offset, offset
+        try:
+            yield
+        finally:
+            self.offset = before
+
 
 class HookPoint(nn.Module):
     """The identity, through which one named tensor flows.
@@ -152,12 +161,20 @@ class _ValueOf(torch.autograd.Function):
         return None, grad
 
 
-def fused_value(fused: Tensor, explicit: Tensor) -> Tensor:
-    """`fused`, bit for bit, with the gradients of `explicit`, in which something was watched."""
-    if explicit.requires_grad:
-        out: Tensor = _ValueOf.apply(fused.detach(), explicit)
-        return out
-    return fused
+def fused_unless_edited(
+    watched: Tensor, edited: bool, fused: Callable[[], Tensor], explicit: Callable[[], Tensor]
+) -> Tensor:
+    """What follows from a tensor that was shown beside the fused path (see `HookPoint.watch`).
+
+    The explicit result where a function edited it. Otherwise the fused one, bit for bit; with
+    gradients on, those of the explicit one, so that they reach what was watched.
+    """
+    if edited:
+        return explicit()
+    if not watched.requires_grad:
+        return fused()
+    out: Tensor = _ValueOf.apply(fused().detach(), explicit())
+    return out
 
 
 class HookedModule(nn.Module):
@@ -311,7 +328,8 @@ def _check_reached(selector: Selector, fn: HookFunction, reached: int) -> None:
             f"hook function {_fn_name(fn)!r} on {selector!r} never fired: this run did not pass "
             "there (see start_at, stop_at and audio)"
         )
-    beyond = [position for position in getattr(fn, "positions", None) or () if position >= reached]
+    acts_at = getattr(fn, "acts_at", None) or ()  # an intervention's positions
+    beyond = [position for position in acts_at if position >= reached]
     if beyond:
         raise HookError(
             f"hook function {_fn_name(fn)!r} on {selector!r} never met position {beyond[0]}: "

@@ -198,6 +198,8 @@ def select(selector: Selector, table: Mapping[str, HookSpec]) -> list[str]:
             raise UnknownHookError(f"the function {selector!r} matches no hook")
         return matches
     globs = [selector] if isinstance(selector, str) else list(selector)
+    if not globs:
+        raise UnknownHookError("the list of hooks is empty")
     chosen = {name for glob in globs for name in _match(glob, table)}
     return [name for name in table if name in chosen]
 

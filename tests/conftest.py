@@ -5,6 +5,10 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+import torch
+
+# Tiny models gain nothing from threads, and lose much where others want the cores too.
+torch.set_num_threads(1)
 
 # Before any test imports the package: only modules imported under the hook are checked.
 jaxtyping.install_import_hook("hooked_asr", "beartype.beartype")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from hooked_asr.components.factored import FactoredMatrix
 from hooked_asr.components.kv_cache import LayerCache
 from hooked_asr.config import StackConfig
-from hooked_asr.hooks import HookPoint, fused_value
+from hooked_asr.hooks import HookPoint, fused_unless_edited
 from hooked_asr.shapes import Audio, Heads, Keys, Resid
 
 
@@ -27,12 +27,15 @@ class Attention(nn.Module):
     computed beside the fused path, and take its place only where a hook function changed them.
     """
 
-    def __init__(self, stack: StackConfig, causal: bool = False) -> None:
+    def __init__(
+        self, stack: StackConfig, causal: bool = False, d_source: int | None = None
+    ) -> None:
         super().__init__()
+        d_source = d_source or stack.d_model
         self.n_heads, self.d_head, self.causal = stack.n_heads, stack.d_head, causal
         self.q_proj = nn.Linear(stack.d_model, stack.d_model)
-        self.k_proj = nn.Linear(stack.d_model, stack.d_model, bias=False)
-        self.v_proj = nn.Linear(stack.d_model, stack.d_model)
+        self.k_proj = nn.Linear(d_source, stack.d_model, bias=False)
+        self.v_proj = nn.Linear(d_source, stack.d_model)
         self.o_proj = nn.Linear(stack.d_model, stack.d_model)
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
@@ -58,12 +61,15 @@ class Attention(nn.Module):
         """What the positions of `x` read from keys and values, written to the stream."""
         q = self.hook_q(self._split(self.q_proj(x))) * self.d_head**-0.5
         z = self.hook_z(self._attend(q, k, v))
-        out = self.o_proj(z.flatten(-2))
         if not self.hook_result.active:
-            return out
+            return self.o_proj(z.flatten(-2))
         result, edited = self.hook_result.watch(self.result(z))
-        explicit = result.sum(-2) + self.b_O
-        return explicit if edited else fused_value(out, explicit)
+        return fused_unless_edited(
+            result,
+            edited,
+            fused=lambda: self.o_proj(z.flatten(-2)),
+            explicit=lambda: result.sum(-2) + self.b_O,
+        )
 
     def result(self, z: Heads) -> Float[Tensor, "batch pos head d_model"]:
         """What each head writes to the stream."""
@@ -72,25 +78,33 @@ class Attention(nn.Module):
         )
 
     def _attend(self, q: Heads, k: Keys, v: Keys) -> Heads:
-        explicit = None
-        if self.hook_attn_scores.active or self.hook_pattern.active:
-            explicit, edited = self._attend_explicitly(q, k, v)
-            if edited:
-                return explicit
+        if not (self.hook_attn_scores.active or self.hook_pattern.active):
+            return self._fused(q, k, v)
+        pattern, edited = self._pattern(q, k)
+        return fused_unless_edited(
+            pattern,
+            edited,
+            fused=lambda: self._fused(q, k, v),
+            explicit=lambda: einsum(
+                pattern, v, "batch head query key, batch key head d_head -> batch query head d_head"
+            ),
+        )
+
+    def _fused(self, q: Heads, k: Keys, v: Keys) -> Heads:
         n_query, n_key = q.shape[1], k.shape[1]
+        # The kernel's own causal mask fits only a square map.
         square = self.causal and n_query > 1 and n_query == n_key
-        z = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
-            # The fused kernel's own causal mask fits only a square map.
             attn_mask=None if square else self._mask(n_query, n_key, q.device),
             is_causal=square,
             scale=1.0,
         ).transpose(1, 2)
-        return z if explicit is None else fused_value(z, explicit)
 
-    def _attend_explicitly(self, q: Heads, k: Keys, v: Keys) -> tuple[Heads, bool]:
+    def _pattern(self, q: Heads, k: Keys) -> tuple[Float[Tensor, "batch head query key"], bool]:
+        """Where each query looks, and whether a hook function had a hand in it."""
         scores = einsum(
             q, k, "batch query head d_head, batch key head d_head -> batch head query key"
         )
@@ -99,10 +113,7 @@ class Attention(nn.Module):
             scores = scores.masked_fill(~mask, float("-inf"))
         scores, scores_edited = self.hook_attn_scores.watch(scores)
         pattern, edited = self.hook_pattern.watch(scores.softmax(-1))
-        z = einsum(
-            pattern, v, "batch head query key, batch key head d_head -> batch query head d_head"
-        )
-        return z, edited or scores_edited
+        return pattern, edited or scores_edited
 
     def _mask(
         self, n_query: int, n_key: int, device: torch.device
@@ -175,8 +186,8 @@ class CrossAttention(Attention):
     decoding; `hook_attn_scores` and `hook_pattern` are `[batch head pos audio]`.
     """
 
-    def __init__(self, stack: StackConfig) -> None:
-        super().__init__(stack, causal=False)
+    def __init__(self, stack: StackConfig, d_source: int) -> None:
+        super().__init__(stack, d_source=d_source)
 
     def forward(  # type: ignore[override]  # it reads from a second stream
         self, x: Resid, audio: Audio, past: LayerCache | None = None

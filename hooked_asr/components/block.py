@@ -41,12 +41,12 @@ class Block(nn.Module):
 class CrossBlock(nn.Module):
     """Self-attention, attention to the audio and an MLP: the decoder's block."""
 
-    def __init__(self, stack: StackConfig) -> None:
+    def __init__(self, stack: StackConfig, d_enc: int) -> None:
         super().__init__()
         self.ln1 = LayerNorm(stack.d_model, stack.norm_eps)
         self.attn = Attention(stack, causal=True)
         self.ln2 = LayerNorm(stack.d_model, stack.norm_eps)
-        self.cross_attn = CrossAttention(stack)
+        self.cross_attn = CrossAttention(stack, d_source=d_enc)
         self.ln3 = LayerNorm(stack.d_model, stack.norm_eps)
         self.mlp = MLP(stack)
         self.hook_resid_pre = HookPoint()

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hooked_asr.hooks import HookPoint, fused_value
+from hooked_asr.hooks import HookPoint, fused_unless_edited
 
 Stream = Float[Tensor, "*axes d_model"]
 
@@ -31,8 +31,13 @@ class LayerNorm(nn.Module):
     def forward(self, x: Stream) -> Stream:
         if not (self.hook_scale.active or self.hook_normalized.active):
             return self._fused(x)
-        explicit, edited = self._explicit(x)
-        return explicit if edited else fused_value(self._fused(x), explicit)
+        normalized, edited = self._normalize(x)
+        return fused_unless_edited(
+            normalized,
+            edited,
+            fused=lambda: self._fused(x),
+            explicit=lambda: normalized * self.weight + self.bias,
+        )
 
     def with_scale(self, x: Stream, scale: Float[Tensor, "*axes 1"]) -> Stream:
         """The norm with its scale given and without its bias: linear in `x`."""
@@ -41,10 +46,10 @@ class LayerNorm(nn.Module):
     def _fused(self, x: Stream) -> Stream:
         return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
 
-    def _explicit(self, x: Stream) -> tuple[Stream, bool]:
+    def _normalize(self, x: Stream) -> tuple[Stream, bool]:
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         centred = wide - wide.mean(-1, keepdim=True)
         exact_scale = (centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
         scale, scale_edited = self.hook_scale.watch(exact_scale.to(x.dtype))
         normalized, edited = self.hook_normalized.watch((centred / scale).to(x.dtype))
-        return normalized * self.weight + self.bias, edited or scale_edited
+        return normalized, edited or scale_edited

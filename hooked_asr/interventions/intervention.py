@@ -21,7 +21,7 @@ class Intervention:
     action: Action
 
     @property
-    def positions(self) -> tuple[int, ...] | None:
+    def acts_at(self) -> tuple[int, ...] | None:
         """Where it must have acted by the end of a run, or something went wrong."""
         return self.site.positions
 

@@ -51,7 +51,7 @@ class HookedEncoderDecoder(HookedModule):
         self.decoder_pos_embed = PositionEmbedding(config.decoder.n_ctx, d_model)
         self.hook_decoder_pos_embed = HookPoint()
         self.decoder = nn.ModuleList(
-            CrossBlock(config.decoder) for _ in range(config.decoder.n_layers)
+            CrossBlock(config.decoder, d_enc) for _ in range(config.decoder.n_layers)
         )
         self.decoder_final_ln = LayerNorm(d_model, config.decoder.norm_eps)
         self.unembed = Unembed(d_model, config.d_vocab)
@@ -130,17 +130,18 @@ class HookedEncoderDecoder(HookedModule):
         tokens that are new since the last call are given.
         """
         start, stop = self._span("decoder", start_at, stop_at)
-        offset = self.clock.offset = past.length if past else 0
-        if start_at is None:
-            resid = self._token_stream(self._checked_tokens(tokens, offset), offset)
-        else:
-            resid = self._entering("decoder", start, tokens)
-        audio = self._checked_audio(audio, resid.shape[0])
-        if past:
-            past.check(len(self.decoder), *resid.shape[:2])
-        for i in range(start, stop):
-            resid = self.decoder[i](resid, audio, past.layers[i] if past else None)
-        return resid if stop_at is not None else self.unembed(self.decoder_final_ln(resid))
+        offset = past.length if past else 0
+        with self.clock.at(offset):
+            if start_at is None:
+                resid = self._token_stream(self._checked_tokens(tokens, offset), offset)
+            else:
+                resid = self._entering("decoder", start, tokens)
+            audio = self._checked_audio(audio, resid.shape[0])
+            if past:
+                past.check(len(self.decoder), *resid.shape[:2])
+            for i in range(start, stop):
+                resid = self.decoder[i](resid, audio, past.layers[i] if past else None)
+            return resid if stop_at is not None else self.unembed(self.decoder_final_ln(resid))
 
     def _front_end(self, mel: Mel) -> Resid:
         mel = self.hook_mel((mel.clone() if self.hook_mel.active else mel).mT).mT

@@ -705,3 +705,15 @@ def test_another_family_loads_by_its_own_names(tmp_path):
     _, cache = model.run_with_cache(mel, tokens)
     assert cache.keys() == whisper.run_with_cache(mel, tokens)[1].keys()
     assert "is of type 'murmur'" in refusal(tmp_path, ConfigError)
+
+
+def test_the_two_stacks_may_differ_in_width():
+    """No Whisper does; cross-attention then reads from the encoder's width."""
+    encoder = StackConfig(n_layers=1, n_heads=2, d_model=24, d_mlp=32, n_ctx=50)
+    decoder = StackConfig(n_layers=2, n_heads=4, d_model=16, d_mlp=32, n_ctx=10)
+    model = HookedWhisper(ModelConfig(FrontEndConfig(n_mels=8), encoder, decoder, d_vocab=11))
+    logits, cache = model.run_with_cache(torch.zeros(1, 8, 100), torch.tensor([[1, 2]]))
+    assert logits.shape == (1, 2, 11)
+    assert model.decoder[0].cross_attn.W_K.shape == (4, 24, 4)
+    for name, x in cache.items():
+        assert x.shape == model.hook_table[name].shape(model.config, 1, 2), name

@@ -23,8 +23,6 @@ from hooked_asr.errors import HookedASRError
 from hooked_asr.files import written_aside
 from hooked_asr.names import hook_table, select
 
-torch.set_num_threads(1)  # at this size several only wait for each other
-
 LAZY = ("hook_attn_scores", "hook_pattern", "hook_result")
 NAMES = list(hook_table(hooked().config))
 KEPT = [name for name in NAMES if not name.endswith(LAZY)]

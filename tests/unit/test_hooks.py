@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import pytest
+import tiny
 import torch
 from tiny import hooked, inputs
 from torch import nn
@@ -14,8 +15,6 @@ from torch.testing import assert_close
 from hooked_asr import HookError, InputError, KVCache, UnknownHookError, hook_table
 from hooked_asr.components.attention import Attention
 from hooked_asr.components.norm import LayerNorm
-
-torch.set_num_threads(1)  # at this size several only wait for each other
 
 NAMES = list(hook_table(hooked().config))
 LAZY = ("hook_attn_scores", "hook_pattern", "hook_result")
@@ -541,9 +540,9 @@ class TestLaziness:
 
             monkeypatch.setattr(kind, method, spied)
 
-        spy_on(Attention, "_attend_explicitly")
+        spy_on(Attention, "_pattern")
         spy_on(Attention, "result")
-        spy_on(LayerNorm, "_explicit")
+        spy_on(LayerNorm, "_normalize")
         return computed
 
     def test_a_plain_forward_computes_nothing_beside_the_fused_path(
@@ -558,7 +557,7 @@ class TestLaziness:
     ):
         hooks = [(f"decoder.1.cross_attn.{leaf}", watch)]
         model.run_with_hooks(mel, tokens, fwd_hooks=hooks)
-        assert explicit == {(model.decoder[1].cross_attn, "_attend_explicitly"): 1}
+        assert explicit == {(model.decoder[1].cross_attn, "_pattern"): 1}
 
     def test_results_are_computed_only_in_the_attention_asked_for(
         self, model, mel, tokens, explicit
@@ -571,7 +570,7 @@ class TestLaziness:
         self, model, mel, tokens, explicit, leaf
     ):
         model.run_with_hooks(mel, tokens, fwd_hooks=[(f"encoder.1.ln2.{leaf}", watch)])
-        assert explicit == {(model.encoder[1].ln2, "_explicit"): 1}
+        assert explicit == {(model.encoder[1].ln2, "_normalize"): 1}
 
     def test_an_unfiltered_cache_computes_and_holds_no_map_and_no_result(
         self, model, mel, tokens, explicit
@@ -580,7 +579,7 @@ class TestLaziness:
         assert not any(name.endswith(LAZY) for name in cache)
         maps = {(50, 50), (7, 7), (7, 50)}
         assert not [name for name, x in cache.items() if tuple(x.shape[-2:]) in maps]
-        assert {method for _, method in explicit} == {"_explicit"}
+        assert {method for _, method in explicit} == {"_normalize"}
 
 
 class TestNothingElseChanges:
@@ -821,3 +820,27 @@ class TestAsOrdinaryModules:
 
     def test_a_point_shows_its_axes(self, model):
         assert "batch pos head d_head" in repr(model.decoder[0].attn.hook_z)
+
+
+@torch.no_grad()
+def test_a_forward_inside_a_hook_leaves_positions_as_they_were():
+    model = tiny.hooked()
+    mel, tokens = tiny.inputs(model, n_pos=5)
+    audio, past, seen = model.encode(mel), KVCache(2, capacity=5), []
+
+    def decode_anew(x, hook):
+        if len(seen) < 2:
+            seen.append(None)
+            model.decode(tokens, audio)
+
+    def note(x, hook):
+        seen.append(hook.positions)
+
+    model.decode(tokens[:, :4], audio, past=past)
+    hooks = [
+        ("decoder.0.hook_resid_pre", decode_anew),
+        ("decoder.1.hook_resid_post", note),
+    ]
+    with model.hooks(fwd_hooks=hooks):
+        model.decode(tokens[:, 4:], audio, past=past)
+    assert seen[-1] == range(4, 5)

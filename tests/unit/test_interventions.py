@@ -355,16 +355,21 @@ def test_interventions_on_one_site_act_in_turn(model):
     assert torch.equal(both[site.hook], direction.expand(2, 7, 32))
 
 
-def test_an_intervention_leaves_the_tensors_of_others_alone(model, source):
+@pytest.mark.parametrize("make", [zero, lambda site: custom(site, lambda x, hook: x.zero_())])
+def test_an_intervention_leaves_the_tensors_of_others_alone(model, make):
     """A stream that leaves one layer is the next one's input: only what comes later may change."""
-    names = ["decoder.0.hook_resid_post", "decoder.1.hook_resid_pre"]
-    before = run_with_cache(model, names=names)
-    after = run_with_cache(model, [zero(Site(names[1]))], names=names)
-    assert torch.equal(after[names[0]], before[names[0]])
-    kept = source["decoder.1.hook_resid_mid"].clone()
-    run_with_cache(model, [custom(names[1], lambda x, hook: x.zero_())], names=names)
-    run_with_cache(model, [replace("decoder.1.resid_mid", source), zero("decoder.1.resid_mid")])
-    assert torch.equal(source["decoder.1.hook_resid_mid"], kept)
+    left = []
+    keep = ("decoder.0.hook_resid_post", lambda x, hook: left.append(x))
+    run_with_cache(model, [keep])
+    run_with_cache(model, [keep, make("decoder.1.resid_pre")])
+    assert torch.equal(*left)
+
+
+def test_an_intervention_leaves_its_source_alone(model, source):
+    name = "decoder.1.hook_resid_mid"
+    before = source[name].clone()
+    run_with_cache(model, [replace(name, source), (name, lambda x, hook: x.zero_()), zero(name)])
+    assert torch.equal(source[name], before)
 
 
 def test_a_custom_function_may_edit_in_place(model):
@@ -397,7 +402,7 @@ def test_the_same_action_elsewhere(model):
     second = first.at("decoder.1.mlp@3")
     assert (str(first), str(second)) == ("zero decoder.0.mlp@3", "zero decoder.1.mlp@3")
     assert second.action is first.action
-    assert second.positions == (3,)
+    assert second.acts_at == (3,)
 
 
 def test_gradients_flow_into_a_direction(model):
