@@ -12,15 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hooked_asr.errors import HookedASRError
 from hooked_asr.files import written_aside
 from hooked_asr.names import ShortName, UnknownHookError, resolve
-from hooked_asr.residual import ResidualStream
+from hooked_asr.residual import CacheError, ResidualStream
 
 Positions = int | slice | None
 
 
-class ActivationCache(ResidualStream, Mapping[str, Tensor]):
+class ActivationCache(ResidualStream):
     """A mapping from hook names to the activations of one run.
 
     `cache["decoder.3.cross_attn.hook_z"]`, or in short `cache["z", 3, "cross_attn"]`: the last part
@@ -78,11 +77,11 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
     def remove_batch_dim(self) -> ActivationCache:
         """The cache of a single clip without its first axis.
 
-        Raises `ValueError` for a cache of several clips.
+        Raises `CacheError` for a cache of several clips.
         """
         several = {t.shape[0] for t in self._tensors.values()} - {1}
         if several:
-            raise ValueError(
+            raise CacheError(
                 f"the cache holds {max(several)} clips; only one has no need of an axis"
             )
         return ActivationCache({name: t[0] for name, t in self._tensors.items()}, self.model)
@@ -112,7 +111,7 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
     ) -> ActivationCache:
         """Read what `save` wrote; `model` is needed only to take the residual stream apart.
 
-        Raises `FileNotFoundError`, or `HookedASRError` for a file that is damaged or of another
+        Raises `FileNotFoundError`, or `CacheError` for a file that is damaged or of another
         kind.
         """
         if not Path(path).is_file():
@@ -121,7 +120,7 @@ class ActivationCache(ResidualStream, Mapping[str, Tensor]):
             with safe_open(path, framework="pt", device=str(device)) as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise HookedASRError(f"{path} holds no saved activations: {error}") from None
+            raise CacheError(f"{path} holds no saved activations: {error}") from None
         if model is not None:  # the order of the forward, which the file does not keep
             order = [*model.hook_table, *(f"{name}_grad" for name in model.hook_table)]
             tensors = {name: tensors[name] for name in order if name in tensors} | tensors

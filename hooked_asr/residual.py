@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_asr.config import STACKS
+from hooked_asr.errors import HookedASRError
 from hooked_asr.names import fitting
 
 Components = Float[Tensor, "component *batch pos d_model"]
@@ -20,10 +21,13 @@ _EMBEDDINGS = {
     "decoder": ("hook_decoder_embed", "hook_decoder_pos_embed"),
 }
 _FINAL_NORM = {"encoder": "encoder_final_ln", "decoder": "decoder_final_ln"}
-_UNEMBED = "decoder"
 
 
-class ResidualStream:
+class CacheError(HookedASRError):
+    """Something that a cache does not hold, or cannot do with what it holds."""
+
+
+class ResidualStream(Mapping[Any, Tensor]):
     """What each part of a model wrote to a residual stream.
 
     Layers count from 0. "Up to layer n" is the stream that enters layer n; `layer=None` is the
@@ -32,12 +36,6 @@ class ResidualStream:
 
     model: Any
 
-    def __getitem__(self, key: Any) -> Tensor:
-        raise KeyError(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
     def stack_activation(self, name: str, *where: str) -> Float[Tensor, "layer *axes"]:
         """One activation over all layers of a stack: `cache.stack_activation("z", "cross_attn")`.
 
@@ -45,7 +43,7 @@ class ResidualStream:
         """
         stacks = [stack for stack in STACKS if fitting(name, (0, stack, *where), self)]
         if len(stacks) > 1:
-            raise ValueError(
+            raise CacheError(
                 f"{name!r} is in both stacks: add 'encoder' or 'decoder', "
                 f"as in stack_activation({name!r}, 'encoder')"
             )
@@ -93,31 +91,24 @@ class ResidualStream:
         one last term, `bias`.
         """
         end = self._end(layer, stack)
-        terms = {
-            name: self[hook]
-            for name, hook in zip(("embed", "pos_embed"), _EMBEDDINGS[stack], strict=True)
-        }
-        bias = torch.zeros_like(terms["embed"])
+        embed, pos_embed = (self[hook] for hook in _EMBEDDINGS[stack])
+        terms = {"embed": embed, "pos_embed": pos_embed}
+        biases = {}
         for i in range(end):
-            block = getattr(self._need_model(), stack)[i]
+            block = self._block(stack, i)
             for part in self._attentions(stack):
                 if per_head:
                     heads = self._head_results(stack, i, part)
                     terms |= {f"{i}_{part}_h{h}": head for h, head in enumerate(heads)}
                 else:
                     terms[f"{i}_{part}_out"] = self[f"{stack}.{i}.hook_{part}_out"]
-                    if separate_bias:
-                        terms[f"{i}_{part}_out"] = terms[f"{i}_{part}_out"] - self._like(
-                            getattr(block, part).b_O, bias
-                        )
-                bias = bias + self._like(getattr(block, part).b_O, bias)
+                biases[f"{i}_{part}_out"] = self._like(getattr(block, part).b_O, embed)
             terms[f"{i}_mlp_out"] = self[f"{stack}.{i}.hook_mlp_out"]
-            if separate_bias or per_head:
-                b_out = self._like(block.mlp.b_out, bias)
-                terms[f"{i}_mlp_out"] = terms[f"{i}_mlp_out"] - b_out
-                bias = bias + b_out
+            biases[f"{i}_mlp_out"] = self._like(block.mlp.b_out, embed)
         if separate_bias or per_head:
-            terms["bias"] = bias
+            for name in biases.keys() & terms.keys():  # heads never had theirs
+                terms[name] = terms[name] - biases[name]
+            terms["bias"] = sum(biases.values(), start=torch.zeros_like(embed))
         return torch.stack(list(terms.values())), list(terms)
 
     def stack_head_results(
@@ -131,7 +122,7 @@ class ResidualStream:
         parts = [module] if module else self._attentions(stack)
         end = self._end(layer, stack)
         if end == 0:
-            raise ValueError(f"no head writes to the {stack}'s stream before layer 0")
+            raise CacheError(f"no head writes to the {stack}'s stream before layer 0")
         results = {
             f"{i}_{part}_h{h}": head
             for i in range(end)
@@ -152,7 +143,7 @@ class ResidualStream:
         The final norm by default; with `layer`, that layer's `module`. The norm's bias belongs to
         no component and is left out.
         """
-        self._need_model().config.stack(stack)
+        self._end(layer, stack)  # refuses a stack or a layer that is not there
         path = _FINAL_NORM[stack] if layer is None else f"{stack}.{layer}.{module}"
         scale = self[f"{path}.hook_scale"].expand(*components.shape[:-1], 1)
         normed: Tensor = self._need_model().get_submodule(path).with_scale(components, scale)
@@ -174,7 +165,7 @@ class ResidualStream:
         direction = rows[tokens]
         if incorrect_tokens is not None:
             direction = direction - rows[incorrect_tokens]
-        normed = self.apply_ln_to_stack(components, _UNEMBED)
+        normed = self.apply_ln_to_stack(components)
         return (normed * self._like(direction, normed)).sum(-1)
 
     def _resid_at(self, layer: int | None, stack: str) -> Tensor:
@@ -185,23 +176,26 @@ class ResidualStream:
 
     def _head_results(self, stack: str, layer: int, part: str) -> Float[Tensor, "head *axes"]:
         z = self[f"{stack}.{layer}.{part}.hook_z"]
-        W_O = getattr(getattr(self._need_model(), stack)[layer], part).W_O
+        W_O = getattr(self._block(stack, layer), part).W_O
         return einsum(
             z, self._like(W_O, z),
             "... head d_head, head d_head d_model -> head ... d_model",
         )  # fmt: skip
+
+    def _block(self, stack: str, layer: int) -> Any:
+        return getattr(self._need_model(), stack)[layer]
 
     def _end(self, layer: int | None, stack: str) -> int:
         n_layers: int = self._need_model().config.stack(stack).n_layers
         if layer is None:
             return n_layers
         if not 0 <= layer <= n_layers:
-            raise ValueError(f"the {stack} has layers 0 to {n_layers - 1}; asked for {layer}")
+            raise CacheError(f"the {stack} has layers 0 to {n_layers - 1}; asked for {layer}")
         return layer
 
     def _need_model(self) -> Any:
         if self.model is None:
-            raise ValueError(
+            raise CacheError(
                 "this cache knows no model: load it with ActivationCache.load(path, model=model)"
             )
         return self.model

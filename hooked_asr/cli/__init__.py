@@ -17,6 +17,7 @@ from hooked_asr.errors import HookedASRError
 app = typer.Typer(
     help="See inside speech recognisers, and change what happens there.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
 )

@@ -66,6 +66,17 @@ def test_zero_is_in_the_middle_of_the_colours(numbers):
     assert high == (max(map(abs, numbers)) or 1.0)
 
 
+def test_more_is_red_and_less_is_blue(tmp_path):
+    axes = {"layer": [0], "head": [0, 1, 2]}
+    save(heatmap(torch.tensor([[1.0, 0.0, -1.0]]), axes, label="change"), tmp_path / "figure.svg")
+    drawing = (tmp_path / "figure.svg").read_text(encoding="utf-8")
+    fills = re.findall(r'aria-label="head: (\d).*?fill="rgb\((\d+), (\d+), (\d+)\)"', drawing)
+    colours = {head: [int(part) for part in rgb] for head, *rgb in fills}
+    assert colours["0"][0] > 2 * colours["0"][2]
+    assert colours["2"][2] > 2 * colours["2"][0]
+    assert min(colours["1"]) > 230
+
+
 def test_a_value_has_the_colours_of_its_range():
     scale = encoding(drawn(VALUES, TWO, centred=False))["color"]["scale"]
     assert scale == {"scheme": "viridis"}
