@@ -62,7 +62,9 @@ def greedy(
 def _limit(model: Any, n_prompt: int, max_length: int | None) -> int:
     n_ctx: int = model.config.decoder.n_ctx
     if max_length is None:
-        return min(model.generation_config.max_length or n_ctx, n_ctx)
+        # As in the reference, whose own limit does not count the prompt.
+        allowed = model.generation_config.max_length or n_ctx
+        return min(allowed + min(n_prompt, n_ctx // 2 - 1), n_ctx)
     if not n_prompt < max_length <= n_ctx:
         raise GenerationError(
             f"max_length counts the {n_prompt} tokens of the prompt too, and the decoder has "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,40 @@ class _Attached:
 
     fn: HookFunction
     reached: int = 0
+
+
+@dataclass
+class _Item:
+    """One entry of a list of hooks, and the places where it was attached."""
+
+    selector: Selector
+    fn: HookFunction
+    places: list[tuple[list[_Attached], _Attached]] = field(default_factory=list)
+
+    def attach(self, fns: list[_Attached]) -> None:
+        attached = _Attached(self.fn)
+        self.places.append((fns, attached))  # before it acts: an interrupt may come in between
+        fns.append(attached)
+
+    def detach(self) -> None:
+        for fns, attached in self.places:
+            # By identity: nested contexts may hold an equal function on the same point.
+            fns[:] = [other for other in fns if other is not attached]
+
+    @property
+    def idle(self) -> str | None:
+        """What to say of a hook that had nothing to do, though it was meant to do something."""
+        reached = max((attached.reached for _, attached in self.places), default=0)
+        who = f"hook function {_fn_name(self.fn)!r} on {self.selector!r}"
+        if not reached:
+            return (
+                f"{who} never fired: this run did not pass there (see start_at, stop_at and audio)"
+            )
+        acts_at = getattr(self.fn, "acts_at", None) or ()  # an intervention's positions
+        beyond = [position for position in acts_at if position >= reached]
+        if beyond:
+            return f"{who} never met position {beyond[0]}: this run had 0 to {reached - 1}"
+        return None
 
 
 @dataclass
@@ -214,25 +248,20 @@ class HookedModule(nn.Module):
             yield self
 
     @contextmanager
-    def _attach(self, fwd_hooks: Hooks, bwd_hooks: Hooks) -> Iterator[list[list[_Attached]]]:
-        undo: list[tuple[list[_Attached], _Attached]] = []
-        items: list[list[_Attached]] = []
+    def _attach(self, fwd_hooks: Hooks, bwd_hooks: Hooks = ()) -> Iterator[list[_Item]]:
+        items: list[_Item] = []
         try:
             for hooks, kind in ((fwd_hooks, "fwd_fns"), (bwd_hooks, "bwd_fns")):
                 for selector, fn in hooks:
                     _check_signature(fn)
-                    items.append([])
+                    item = _Item(selector, fn)
+                    items.append(item)
                     for name in select(selector, self.hook_table):
-                        attached = _Attached(fn)
-                        fns = getattr(self.hook_points[name], kind)
-                        undo.append((fns, attached))
-                        items[-1].append(attached)
-                        fns.append(attached)
+                        item.attach(getattr(self.hook_points[name], kind))
             yield items
         finally:
-            for fns, attached in undo:
-                # By identity: nested contexts may hold an equal function on the same point.
-                fns[:] = [other for other in fns if other is not attached]
+            for item in items:
+                item.detach()
 
     def run_with_hooks(
         self, *args: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any
@@ -244,11 +273,11 @@ class HookedModule(nn.Module):
 
         Raises `HookError` if one of the hooks lies in a part that this run did not reach.
         """
-        fwd_hooks, bwd_hooks = list(fwd_hooks), list(bwd_hooks)
         with self._attach(fwd_hooks, bwd_hooks) as items:
             out = self(*args, **kwargs)
-        for (selector, fn), attached in zip(fwd_hooks + bwd_hooks, items, strict=True):
-            _check_reached(selector, fn, max((one.reached for one in attached), default=0))
+        for item in items:
+            if item.idle:
+                raise HookError(item.idle)
         return out
 
     def run_with_cache(
@@ -319,22 +348,6 @@ def _one_number(out: Tensor) -> Tensor:
             "function of the output, as in incl_bwd=lambda logits: model.loss(logits, tokens)"
         )
     return out
-
-
-def _check_reached(selector: Selector, fn: HookFunction, reached: int) -> None:
-    """A hook that had nothing to do was meant to do something."""
-    if not reached:
-        raise HookError(
-            f"hook function {_fn_name(fn)!r} on {selector!r} never fired: this run did not pass "
-            "there (see start_at, stop_at and audio)"
-        )
-    acts_at = getattr(fn, "acts_at", None) or ()  # an intervention's positions
-    beyond = [position for position in acts_at if position >= reached]
-    if beyond:
-        raise HookError(
-            f"hook function {_fn_name(fn)!r} on {selector!r} never met position {beyond[0]}: "
-            f"this run had positions 0 to {reached - 1}"
-        )
 
 
 def _fn_name(fn: HookFunction) -> str:

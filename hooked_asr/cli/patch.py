@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -78,7 +79,10 @@ def patch(
             alpha=alpha,
             progress=progress(),
         )
-        stem = out / f"{audio.stem}-{chosen.replace('@', '-')}-{operation}"
+        strength = [] if alpha == 1 else [f"alpha{alpha:g}"]
+        stem = out / _file_name(
+            audio.stem, chosen, operation, Path(reference).stem, metric, *strength
+        )
         for suffix in (".json", ".csv", ".html", ".png"):
             result.save(f"{stem}{suffix}")
         tables.append(result.top(top))
@@ -89,6 +93,11 @@ def patch(
             soft_wrap=True,
         )
     show(_strongest(pd.concat(tables, ignore_index=True), top))
+
+
+def _file_name(*parts: str) -> str:
+    """One name for each experiment, so that no run overwrites another's numbers."""
+    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
 
 
 def _strongest(rows: pd.DataFrame, top: int) -> Table:

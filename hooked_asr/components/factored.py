@@ -49,6 +49,12 @@ class FactoredMatrix:
             return (self.A @ (self.B @ other)[..., None])[..., 0]
         return FactoredMatrix(self.A, self.B @ other)
 
+    def __rmatmul__(self, other: Tensor) -> Tensor | FactoredMatrix:
+        """A vector from the left: a vector. A matrix: factored again."""
+        if other.ndim == 1:
+            return ((other @ self.A)[..., None, :] @ self.B)[..., 0, :]
+        return FactoredMatrix(other @ self.A, self.B)
+
     @cached_property
     def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
         # Two thin SVDs and one of a rank x rank core: never the full matrix.

@@ -29,6 +29,7 @@ class LayerCache:
         self.length = 0
         self._tokens: KeysValues | None = None
         self._audio: KeysValues | None = None
+        self._joined = False
 
     @property
     def n_rows(self) -> int | None:
@@ -37,6 +38,8 @@ class LayerCache:
 
     def extend(self, k: AnyKeys, v: AnyKeys) -> KeysValues:
         """Put new tokens behind those kept; returns all of them."""
+        if k.requires_grad or self._joined:
+            return self._join(k, v)
         if self._tokens is None:
             shape = (k.shape[0], self.capacity, *k.shape[2:])
             self._tokens = k.new_empty(shape), v.new_empty(shape)
@@ -45,6 +48,13 @@ class LayerCache:
             room[:, self.length : end] = new
         self.length = end
         return self._tokens[0][:, :end], self._tokens[1][:, :end]
+
+    def _join(self, k: AnyKeys, v: AnyKeys) -> KeysValues:
+        """As `extend`, but in new memory: gradients cannot follow what overwrites a buffer."""
+        kept = [t[:, : self.length] for t in self._tokens or (k[:, :0], v[:, :0])]
+        keys, values = (torch.cat(pair, dim=1) for pair in zip(kept, (k, v), strict=True))
+        self._tokens, self.length, self._joined = (keys, values), keys.shape[1], True
+        return keys, values
 
     def audio(self, compute: Callable[[], KeysValues]) -> KeysValues:
         """The audio's keys and values, computed once for each utterance."""

@@ -162,6 +162,7 @@ class HookedEncoderDecoder(HookedModule):
             raise InputError(
                 f"a residual stream of the {stack} is {own.d_model} wide; got {list(resid.shape)}"
             )
+        resid = resid.to(self.device, self.dtype)
         hooked = layer < own.n_layers and blocks[layer].hook_resid_pre.active
         return resid.clone() if hooked else resid
 
@@ -243,7 +244,7 @@ class HookedEncoderDecoder(HookedModule):
                 f"for {batch} rows of tokens the encoder output must be {list(expected)} "
                 f"(batch, audio, d_enc); got {list(audio.shape)}"
             )
-        return audio
+        return audio.to(self.device, self.dtype)
 
     # --- Weights ----------------------------------------------------------------------------------
 

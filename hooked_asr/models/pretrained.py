@@ -152,5 +152,5 @@ def _belonging(kind: Any, checkpoint: Checkpoint) -> Any:
 
 def _from_fields(fields: Mapping[str, Any]) -> GenerationConfig:
     """Decoding rules as older checkpoints keep them, in the config itself."""
-    known = GenerationConfig().to_dict().keys() - {"transformers_version"}
+    known = GenerationConfig().to_dict().keys() - {"transformers_version"} | {"forced_decoder_ids"}
     return GenerationConfig(**{key: fields[key] for key in known & fields.keys()})

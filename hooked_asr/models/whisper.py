@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,9 @@ from hooked_asr.weights.whisper import WHISPER
 
 class HookedWhisper(PretrainedModel):
     """Any Whisper, from its config alone: tiny to large-v3, English-only, turbo, distilled.
+
+    What a config says of regularisation in training (dropout, layer drop, SpecAugment) is kept for
+    `to_hf`, and not applied here.
 
     >>> from hooked_asr import HookedWhisper, ModelConfig, FrontEndConfig, StackConfig
     >>> stack = StackConfig(n_layers=2, n_heads=2, d_model=16, d_mlp=32, n_ctx=50)
@@ -47,6 +51,15 @@ class HookedWhisper(PretrainedModel):
         mel = log_mel(audio, self._feature_extractor, sample_rate)
         return mel.to(self.device, self.dtype)
 
+    def prompt(
+        self, language: str | None = None, task: str = "transcribe", timestamps: bool = False
+    ) -> list[int]:
+        """The token ids that stand before the text: start, language, task, no timestamps.
+
+        Raises `PromptError` for a language or a task that the checkpoint lacks.
+        """
+        return prompt_tokens(self.generation_config, language, task, timestamps)
+
     def to_tokens(
         self,
         text: str | Sequence[str],
@@ -63,7 +76,7 @@ class HookedWhisper(PretrainedModel):
         Raises `PromptError` for a language or a task that the checkpoint lacks.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        prompt = prompt_tokens(self.generation_config, language, task, timestamps)
+        prompt = self.prompt(language, task, timestamps)
         end = self._end_token
         rows = [[*prompt, *self._encode(one), *([end] if append_eot else [])] for one in texts]
         longest = max(map(len, rows))
@@ -105,15 +118,19 @@ class HookedWhisper(PretrainedModel):
     ) -> Any:
         """The transcript of a clip (a list of them, for a list of clips), decoded greedily.
 
-        Hooks live through the encoder and every cached step of the decoder. `audio` is anything
-        `to_mel` takes, or its log-mel frames. A multilingual model without `language` tells it from
-        each clip.
+        Hooks live through the encoder and every cached step of the decoder; one that had nothing
+        to do (a position that the transcript never reached) warns. `audio` is anything `to_mel`
+        takes, or its log-mel frames. A multilingual model without `language` tells it from each
+        clip.
         """
         mel = audio if _is_mel(audio) else self.to_mel(audio, sample_rate)
-        with self.hooks(fwd_hooks):
+        with self._attach(fwd_hooks) as hooks:
             encoded = self.encode(mel)
             prompt = self._prompts(encoded, language, task)
             rows = greedy(self, encoded, prompt, max_length, progress)
+        for hook in hooks:
+            if hook.idle:  # where a transcript ends is not known before
+                warnings.warn(hook.idle, stacklevel=2)
         texts = [self.to_string(row, special=False).strip() for row in rows]
         several = isinstance(audio, list | tuple) or _is_mel(audio)
         return texts if several else texts[0]
@@ -128,7 +145,7 @@ class HookedWhisper(PretrainedModel):
 
     def _prompts(self, encoded: Audio, language: str | None, task: str) -> Tokens:
         languages = [language] * len(encoded) if language else self._languages(encoded)
-        prompts = [prompt_tokens(self.generation_config, spoken, task) for spoken in languages]
+        prompts = [self.prompt(spoken, task) for spoken in languages]
         return torch.tensor(prompts, device=self.device)
 
     def _languages(self, encoded: Audio) -> list[str]:

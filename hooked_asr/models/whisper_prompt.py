@@ -39,9 +39,14 @@ def prompt_tokens(
         raise PromptError(
             f"this checkpoint only transcribes English; asked to {task} {language or 'speech'}"
         )
-    if not timestamps and getattr(rules, "no_timestamps_token_id", None) is not None:
-        prompt.append(rules.no_timestamps_token_id)
-    return prompt
+    else:
+        # Fine-tunes from before there were languages and tasks in the rules keep their prompt here.
+        forced = getattr(rules, "forced_decoder_ids", None) or []
+        prompt += [token for _, token in forced if token is not None]
+    silent = getattr(rules, "no_timestamps_token_id", None)
+    if timestamps:
+        return [token for token in prompt if token != silent]
+    return prompt if silent is None or silent in prompt else [*prompt, silent]
 
 
 def _language_token(rules: Any, language: str | None) -> int:

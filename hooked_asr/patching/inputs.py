@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hooked_asr.audio import load_audio, match_noise
+from hooked_asr.models.encoder_decoder import InputError
 from hooked_asr.patching.metric_text import parse_metric
 from hooked_asr.patching.metrics import Metric
 from hooked_asr.patching.sweep import Run
@@ -38,13 +39,20 @@ def patching_inputs(
     - `reference`: "noise" (white, as loud as the clip), "silence", or another recording.
     - `metric`: see `metric_text.METRIC_HELP`.
     - `text`: the transcript; the model's own if not given. Likewise `language`.
+
+    Raises `AudioError`, `InputError` or `MetricError` for what cannot be used.
     """
     samples = load_audio(audio)
     mel = model.to_mel(samples)
     language = language or model.detect_language(mel)[0]
     text = model.transcribe(samples, language) if text is None else text
-    tokens = model.to_tokens(text, language)
-    prompt_length = model.to_tokens("", language).shape[1]
+    tokens, n_ctx = model.to_tokens(text, language), model.config.decoder.n_ctx
+    if tokens.shape[1] > n_ctx:  # a model that repeats itself to the end can come to this, too
+        raise InputError(
+            f"the transcript and its prompt are {tokens.shape[1]} tokens, the decoder has {n_ctx} "
+            "positions: give a shorter text"
+        )
+    prompt_length = len(model.prompt(language))
     if reference == "noise":
         other = model.to_mel(match_noise(samples, seed))
     elif reference == "silence":

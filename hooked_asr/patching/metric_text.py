@@ -14,7 +14,8 @@ from hooked_asr.shapes import Mel, Tokens
 
 METRIC_HELP = (
     "transcript (mean log-probability of the text), kl (from the clean run), log_prob:TOKEN, or "
-    "logit_diff:TOKEN/OTHER; @N behind it reads at position N, otherwise where TOKEN comes next"
+    "logit_diff:TOKEN/OTHER; @N behind it reads at position N, otherwise where TOKEN comes next, "
+    "or at the end"
 )
 
 

@@ -103,12 +103,18 @@ class SweepResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SweepResult:
-        """Read what `save` wrote as JSON."""
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        numbers = np.array(fields.pop("values"), dtype=float)  # null becomes NaN
-        for name in ("clean", "reference"):
-            fields[name] = math.nan if fields[name] is None else fields[name]
-        return cls(values=torch.from_numpy(numbers).float(), **fields)
+        """Read what `save` wrote as JSON.
+
+        Raises `ResultError` for a file that holds something else.
+        """
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            numbers = np.array(fields.pop("values"), dtype=float)  # null becomes NaN
+            for name in ("clean", "reference"):
+                fields[name] = math.nan if fields[name] is None else fields[name]
+            return cls(values=torch.from_numpy(numbers).float(), **fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ResultError(f"{path} holds no saved sweep: {error!r}") from error
 
     def plot(self, what: str = "change") -> alt.FacetChart | alt.Chart:
         """A heatmap of "change", "value" or "normalized", as an Altair chart (see also `save`).

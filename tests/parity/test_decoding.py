@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from hooked_asr import HookedWhisper, KVCache
 from hooked_asr.components.kv_cache import KVCacheError, LayerCache
 from hooked_asr.generation import greedy
+from hooked_asr.interventions import zero
 from hooked_asr.models.whisper_prompt import prompt_tokens
 
 every_layout = pytest.mark.parametrize("layout", tiny.LAYOUTS)
@@ -235,3 +236,50 @@ def test_a_language_that_is_not_given_is_told_from_each_clip():
     assert model.detect_language(mel) == [code[i] for i in ids]
     expected = generated(hf, mel, task="transcribe")
     assert model.transcribe(mel) == words(expected)
+
+
+@pytest.mark.parametrize("max_length", [5, 9, 12, 24])
+def test_the_checkpoints_limit_counts_as_the_references(max_length):
+    hf, model = pair(max_length=max_length)
+    mel, _ = tiny.inputs(model)
+    assert said(model, mel) == generated(hf, mel)
+
+
+def test_a_prompt_of_forced_tokens_is_the_references():
+    """Fine-tunes from before languages and tasks were in the rules keep their prompt so."""
+    hf, model = pair(max_length=12)
+    for rules in (hf.generation_config, model.generation_config):
+        rules.forced_decoder_ids = [[1, 7], [2, 11]]
+    mel, _ = tiny.inputs(model)
+    expected = generated(hf, mel)
+    assert expected[0][:4] == [tiny.START, 7, 11, tiny.NO_TIMESTAMPS]
+    assert said(model, mel) == expected
+    assert model.prompt(timestamps=True) == [tiny.START, 7, 11]
+
+
+def test_a_position_that_the_transcript_never_reaches_warns():
+    _, model = pair(max_length=6)
+    mel, _ = tiny.inputs(model)
+    with pytest.warns(UserWarning, match="never met position 20"):
+        model.transcribe(mel, fwd_hooks=[zero("decoder.0.mlp@20")])
+    model.transcribe(mel, fwd_hooks=[zero("decoder.0.mlp@3")])
+
+
+def test_gradients_flow_back_through_cached_steps():
+    model = tiny.hooked()
+    mel, tokens = tiny.inputs(model)
+    with torch.enable_grad():
+        audio = model.encode(mel).detach().requires_grad_()
+        expected = torch.autograd.grad(model.decode(tokens, audio)[:, -1].square().sum(), audio)
+        logits = decode_in_steps(model, tokens, audio, [3, 2, 1, 1])
+        (gradient,) = torch.autograd.grad(logits[:, -1].square().sum(), audio)
+    assert_close(gradient, expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_stream_of_another_type_is_taken_as_the_models_own():
+    model = tiny.hooked(dtype=torch.bfloat16)
+    mel, tokens = tiny.inputs(model)
+    audio, resid = model.encode(mel), model(mel, tokens, stop_at="decoder.1")
+    assert torch.equal(model.decode(tokens, audio.float()), model.decode(tokens, audio))
+    again = model(resid=resid.float(), audio=audio.float(), start_at="decoder.1")
+    assert torch.equal(again, model(mel, tokens))

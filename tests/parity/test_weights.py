@@ -717,3 +717,11 @@ def test_the_two_stacks_may_differ_in_width():
     assert model.decoder[0].cross_attn.W_K.shape == (4, 24, 4)
     for name, x in cache.items():
         assert x.shape == model.hook_table[name].shape(model.config, 1, 2), name
+
+
+def test_circuits_multiply_from_the_left_too():
+    attention = tiny.hooked().decoder[0].cross_attn
+    rows, vector = torch.randn(4, 5, 32), torch.randn(32)
+    with torch.no_grad():
+        assert_close((rows @ attention.OV).AB, rows @ attention.OV.AB)
+        assert_close(vector @ attention.OV, vector @ attention.OV.AB)

@@ -69,7 +69,7 @@ def rows(lines, header):
 def test_patch_prints_the_strongest_heads_and_writes_them_down(run, folder, clips, tmp_path):
     done = run("patch", clips / "low.wav", "-m", folder, "--out", tmp_path)
     assert done.code == 0
-    stem = "low-decoder.cross_attn-replace"
+    stem = "low-decoder.cross_attn-replace-noise-transcript"
     assert names(tmp_path) == {f"{stem}{suffix}" for suffix in (".json", ".csv", ".html", ".png")}
 
     result = SweepResult.load(tmp_path / f"{stem}.json")
@@ -96,13 +96,15 @@ def test_patch_gives_the_numbers_of_a_sweep(run, folder, model, clips, tmp_path)
         metric=inputs.metric,
         progress=False,
     )
-    result = SweepResult.load(tmp_path / "low-decoder.cross_attn-replace.json")
+    result = SweepResult.load(tmp_path / "low-decoder.cross_attn-replace-noise-transcript.json")
     assert torch.equal(result.values, expected.values)
     assert (result.clean, result.reference) == (expected.clean, expected.reference)
     assert result.model == str(folder)
     assert done.lines[:2] == [f"text: {inputs.text}", f"metric: {inputs.metric.name}"]
     assert f"clean {expected.clean:.4f}, reference {expected.reference:.4f}" in done.lines[2]
-    assert done.lines[2].endswith(f"wrote {tmp_path}/low-decoder.cross_attn-replace.*")
+    assert done.lines[2].endswith(
+        f"wrote {tmp_path}/low-decoder.cross_attn-replace-noise-transcript.*"
+    )
 
 
 def test_patch_ranks_several_kinds_of_sites_together(run, folder, clips, tmp_path):
@@ -128,7 +130,7 @@ def test_patch_ranks_several_kinds_of_sites_together(run, folder, clips, tmp_pat
 def test_patch_at_each_position_names_the_tokens(run, folder, model, clips, tmp_path):
     options = ["--sites", "decoder.mlp@each", "--sites", "decoder.attn", "--text", "ask her"]
     done = run("patch", clips / "low.wav", "-m", folder, "--out", tmp_path, *options, "--top", "99")
-    result = SweepResult.load(tmp_path / "low-decoder.mlp-each-replace.json")
+    result = SweepResult.load(tmp_path / "low-decoder.mlp_each-replace-noise-transcript.json")
     assert result.axes["position"] == [0, 1, 2, 3]
     assert result.tokens[2:] == [" ask", " her"]
     lines = {line.split()[0]: line for line in done.lines[4:]}
@@ -149,7 +151,8 @@ def test_patch_against_each_reference(run, folder, model, clips, tmp_path, refer
     inputs = patching_inputs(model, clips / "low.wav", str(other), text="no", seed=3)
     with torch.no_grad():
         expected = float(inputs.metric(model(*inputs.reference)))
-    result = SweepResult.load(tmp_path / "low-decoder.cross_attn-replace.json")
+    stem = f"low-decoder.cross_attn-replace-{Path(other).stem}-transcript"
+    result = SweepResult.load(tmp_path / f"{stem}.json")
     assert result.reference == pytest.approx(expected, abs=1e-5)
 
 
@@ -168,8 +171,17 @@ def test_patch_does_what_its_options_say(
     assert [model.to_single_token(word) for word in (" no", " it")] == [36, 35]
     where = ["patch", clips / "low.wav", "-m", folder, "--out", tmp_path, "--text", "no"]
     assert run(*where, *options).code == 0
-    result = SweepResult.load(tmp_path / f"low-decoder.cross_attn-{operation}.json")
+    (written,) = tmp_path.glob(f"low-decoder.cross_attn-{operation}-noise-*.json")
+    result = SweepResult.load(written)
     assert (result.operation, result.alpha, result.metric) == (operation, alpha, metric)
+
+
+def test_patch_overwrites_no_other_experiment(run, folder, clips, tmp_path):
+    where = ["patch", clips / "low.wav", "-m", folder, "--out", tmp_path, "--text", "no"]
+    different = [[], ["--alpha", "0.5"], ["--metric", "kl"], ["--reference", "silence"]]
+    for options in different:
+        assert run(*where, *options).code == 0
+    assert len(names(tmp_path)) == 4 * len(different)
 
 
 def test_patch_makes_the_folder_it_writes_to(run, folder, clips, tmp_path, monkeypatch):
@@ -297,6 +309,7 @@ def test_validate_fails_where_a_weight_differs(run, folder, monkeypatch):
         (["patch", "{low}", "-m", "{model}", "--metric", "log_prob:xyz"], "'xyz' is 3 tokens"),
         (["patch", "{low}", "-m", "{model}", "--operation", "swap"], "operations are 'replace'"),
         (["patch", "{low}", "-m", "{model}", "--text", ""], "transcript is empty"),
+        (["patch", "{low}", "-m", "{model}", "--text", "b" * 22], "24 positions: give a shorter"),
         (["patch", "{low}", "-m", "{model}", "--language", "de"], "only transcribes English"),
         (["patch", "{low}", "-m", "{model}", "--device", "gpu"], "cannot run on 'gpu'"),
         (["patch", "{low}", "-m", "{model}", "--out", "{low}"], "File exists"),
@@ -394,7 +407,9 @@ def test_a_trained_checkpoint_end_to_end(run, refit: Path, shared: Path, tmp_pat
         *("--metric", "log_prob:country"),
     )
     assert done.code == 0
-    result = SweepResult.load(tmp_path / "jfk-decoder.cross_attn-replace.json")
+    result = SweepResult.load(
+        tmp_path / "jfk-decoder.cross_attn-replace-noise-log_prob_country.json"
+    )
     assert result.values.shape == (4, 6)
     assert result.clean > result.reference + 1  # the clip says so, and noise does not
     table = rows(done.lines, "site")

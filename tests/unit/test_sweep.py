@@ -788,3 +788,11 @@ def test_a_multilingual_model_is_told_the_language_or_tells_it(clip, tmp_path):
     (told,) = model.detect_language(model.to_mel(clip))
     made = patching_inputs(model, clip, text="no")
     assert torch.equal(made.clean[1], model.to_tokens("no", told))
+
+
+def test_a_file_of_something_else_is_no_result(tmp_path):
+    for text in ("{}", "[1, 2]", "not JSON", '{"values": [1.0]}'):
+        path = tmp_path / "other.json"
+        path.write_text(text)
+        with pytest.raises(ResultError, match=r"other\.json holds no saved sweep"):
+            SweepResult.load(path)
