@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import typer
 from rich.console import Console
@@ -27,10 +28,16 @@ for command in (patch, transcribe, hooks, validate):
 
 def main() -> None:
     """Run the command line; what was asked wrongly is answered in words, not with a traceback."""
-    try:
-        app()
-    except (HookedASRError, OSError) as error:
-        # Not as markup: a message may have a path or a shape in square brackets.
-        message = Text.assemble(("error:", "bold red"), f" {error}")
-        Console(stderr=True).print(message, soft_wrap=True)
-        sys.exit(2)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *where: _say("warning", "yellow", message)
+        try:
+            app()
+        except (HookedASRError, OSError) as error:
+            _say("error", "bold red", error)
+            sys.exit(2)
+
+
+def _say(kind: str, style: str, message: object) -> None:
+    # Not as markup: a message may have a path or a shape in square brackets.
+    text = Text.assemble((f"{kind}:", style), f" {message}")
+    Console(stderr=True).print(text, soft_wrap=True)

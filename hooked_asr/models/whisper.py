@@ -130,7 +130,7 @@ class HookedWhisper(PretrainedModel):
             rows = greedy(self, encoded, prompt, max_length, progress)
         for hook in hooks:
             if hook.idle:  # where a transcript ends is not known before
-                warnings.warn(hook.idle, stacklevel=2)
+                warnings.warn(hook.idle, stacklevel=3)  # past no_grad's wrapper
         texts = [self.to_string(row, special=False).strip() for row in rows]
         several = isinstance(audio, list | tuple) or _is_mel(audio)
         return texts if several else texts[0]

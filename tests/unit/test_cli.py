@@ -415,3 +415,12 @@ def test_a_trained_checkpoint_end_to_end(run, refit: Path, shared: Path, tmp_pat
     table = rows(done.lines, "site")
     assert [row[0] for row in table] == list(result.top(3)["site"])
     assert all(result.top(3)["change"] < 0)
+
+
+def test_a_warning_is_one_line_too(run, folder, clips, monkeypatch):
+    monkeypatch.setattr("warnings.filters", [])
+    done = run("transcribe", clips / "low.wav", "-m", folder, "--ablate", "decoder.0.mlp@23")
+    assert done.code == 0
+    (said,) = done.err.splitlines()
+    assert said.startswith("warning: ")
+    assert "position 23" in said
