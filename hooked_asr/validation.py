@@ -66,8 +66,7 @@ def _pairs(model: Any) -> dict[str, str]:
     """Hook names, and the Hugging Face modules whose output they hold."""
 
     def theirs(module: str) -> str:
-        path = model.source.key(f"{module}.weight").removesuffix(".weight")
-        return path if path.startswith("proj_out") else f"model.{path}"
+        return "model." + model.source.key(f"{module}.weight").removesuffix(".weight")
 
     pairs = {f"{conv}.hook_pre": theirs(conv) for conv in ("conv1", "conv2")}
     for stack in ("encoder", "decoder"):

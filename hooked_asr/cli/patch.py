@@ -96,7 +96,7 @@ def patch(
 
 
 def _file_name(*parts: str) -> str:
-    """One name for each experiment, so that no run overwrites another's numbers."""
+    """A name that says what was patched, with what, and how it was measured."""
     return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
 
 

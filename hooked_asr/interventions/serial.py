@@ -38,6 +38,8 @@ def from_json(
     """
     try:
         return [_from_dict(one, functions or {}) for one in json.loads(text)]
+    except InterventionError:  # a ValueError too, but it has said already what is wrong
+        raise
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise InterventionError(f"this is no list of interventions: {error!r}") from error
 

@@ -229,7 +229,8 @@ class HookedEncoderDecoder(HookedModule):
             )
         if offset + tokens.shape[1] > n_ctx:
             raise InputError(
-                f"the decoder has {n_ctx} positions; got {offset + tokens.shape[1]} tokens"
+                f"the decoder has {n_ctx} positions; got {offset + tokens.shape[1]} tokens: "
+                "give a shorter text"
             )
         low, high = torch.aminmax(tokens)
         if low < 0 or high >= d_vocab:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -170,7 +169,7 @@ class HookedWhisper(PretrainedModel):
 
     # --- What belongs to the checkpoint -----------------------------------------------------------
 
-    @cached_property
+    @property
     def _feature_extractor(self) -> Any:
         if self.feature_extractor is not None:
             return self.feature_extractor

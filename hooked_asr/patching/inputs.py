@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from hooked_asr.audio import load_audio, match_noise
-from hooked_asr.models.encoder_decoder import InputError
 from hooked_asr.patching.metric_text import parse_metric
 from hooked_asr.patching.metrics import Metric
 from hooked_asr.patching.sweep import Run
@@ -46,13 +45,7 @@ def patching_inputs(
     mel = model.to_mel(samples)
     language = language or model.detect_language(mel)[0]
     text = model.transcribe(samples, language) if text is None else text
-    tokens, n_ctx = model.to_tokens(text, language), model.config.decoder.n_ctx
-    if tokens.shape[1] > n_ctx:  # a model that repeats itself to the end can come to this, too
-        raise InputError(
-            f"the transcript and its prompt are {tokens.shape[1]} tokens, the decoder has {n_ctx} "
-            "positions: give a shorter text"
-        )
-    prompt_length = len(model.prompt(language))
+    tokens = model.to_tokens(text, language)
     if reference == "noise":
         other = model.to_mel(match_noise(samples, seed))
     elif reference == "silence":
@@ -62,6 +55,6 @@ def patching_inputs(
     return PatchingInputs(
         clean=(mel, tokens),
         reference=(other, tokens),
-        metric=parse_metric(metric, model, mel, tokens, prompt_length),
+        metric=parse_metric(metric, model, mel, tokens, len(model.prompt(language))),
         text=text,
     )

@@ -57,7 +57,7 @@ def sweep(
     Raises `SweepError` where operation, reference and inputs do not fit together.
 
     Source: "Locating and Editing Factual Associations in GPT" (2022), section 2; for recognisers,
-    "Beyond Transcription: Mechanistic Interpretability in ASR" (2025), section 4.
+    "Beyond Transcription: Mechanistic Interpretability in ASR" (2025).
     """
     operation = operation or ("zero" if reference is None else "replace")
     mel, tokens = clean

@@ -7,6 +7,7 @@ import reference
 import tiny
 import torch
 from torch.testing import assert_close
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from hooked_asr import HookedWhisper
 
@@ -469,3 +470,28 @@ def test_a_run_between_two_layers_gives_the_stream_there(stack):
     assert torch.equal(out, cache[f"{stack}.1.hook_resid_post"])
     across = model(mel, tokens, stop_at="decoder.1")
     assert torch.equal(across, cache["decoder.0.hook_resid_post"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@torch.no_grad()
+def test_at_the_width_of_large_v3_too(dtype):
+    """Kernels differ by size: one layer of each stack, 30 s, and as many heads and mels."""
+    config = WhisperConfig(
+        d_model=1280,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=20,
+        decoder_attention_heads=20,
+        encoder_ffn_dim=5120,
+        decoder_ffn_dim=5120,
+        num_mel_bins=128,
+        vocab_size=1000,
+        pad_token_id=0,
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(0)
+    hf = WhisperForConditionalGeneration(config).eval().to(dtype)
+    mel = torch.randn(1, 128, 3000).to(dtype)
+    tokens = torch.randint(1000, (1, 40))
+    logits, _ = HookedWhisper.from_hf(hf).run_with_cache(mel, tokens)
+    assert torch.equal(logits, logits_of(hf, mel, tokens))

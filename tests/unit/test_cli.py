@@ -176,7 +176,7 @@ def test_patch_does_what_its_options_say(
     assert (result.operation, result.alpha, result.metric) == (operation, alpha, metric)
 
 
-def test_patch_overwrites_no_other_experiment(run, folder, clips, tmp_path):
+def test_patch_names_files_by_what_was_done(run, folder, clips, tmp_path):
     where = ["patch", clips / "low.wav", "-m", folder, "--out", tmp_path, "--text", "no"]
     different = [[], ["--alpha", "0.5"], ["--metric", "kl"], ["--reference", "silence"]]
     for options in different:
@@ -309,7 +309,10 @@ def test_validate_fails_where_a_weight_differs(run, folder, monkeypatch):
         (["patch", "{low}", "-m", "{model}", "--metric", "log_prob:xyz"], "'xyz' is 3 tokens"),
         (["patch", "{low}", "-m", "{model}", "--operation", "swap"], "operations are 'replace'"),
         (["patch", "{low}", "-m", "{model}", "--text", ""], "transcript is empty"),
-        (["patch", "{low}", "-m", "{model}", "--text", "b" * 22], "24 positions: give a shorter"),
+        (
+            ["patch", "{low}", "-m", "{model}", "--text", "b" * 22],
+            "24 positions; got 25 tokens: give a shorter",
+        ),
         (["patch", "{low}", "-m", "{model}", "--language", "de"], "only transcribes English"),
         (["patch", "{low}", "-m", "{model}", "--device", "gpu"], "cannot run on 'gpu'"),
         (["patch", "{low}", "-m", "{model}", "--out", "{low}"], "File exists"),

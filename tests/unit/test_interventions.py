@@ -836,3 +836,9 @@ def test_an_intervention_in_a_model_of_fresh_weights():
     mel, tokens = inputs(model)
     cache = model.run_with_cache(mel, tokens, fwd_hooks=[zero("decoder.0.attn.1@2")])[1]
     assert not cache["decoder.0.attn.hook_z"][:, 2, 1].any()
+
+
+def test_a_function_that_was_not_given_is_named_at_once():
+    text = to_json([custom("decoder.0.mlp", double)])
+    with pytest.raises(InterventionError, match=r"^the text names a custom function 'double'"):
+        from_json(text)
