@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 @contextmanager
@@ -23,3 +24,16 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty folder to write files to; once the block has ended without an error, they move to
+    `folder`, each in the place of an older one of its name.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as aside:
+        yield Path(aside)
+        for file in sorted(Path(aside).iterdir()):
+            os.replace(file, target / file.name)

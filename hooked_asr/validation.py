@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hooked_asr.shapes import Mel, Tokens
+from hooked_asr.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def validate(model: Any, hf_model: Any, mel: Mel, tokens: Tokens) -> list[Compar
 def load_reference(model: Any, device: str, dtype: torch.dtype) -> Any:
     """The same checkpoint, as `transformers` loads it, with its fused attention."""
     reference = model.source.hf_model.from_pretrained(
-        model.name, dtype=dtype, attn_implementation="sdpa"
+        Checkpoint(model.name).location, dtype=dtype, attn_implementation="sdpa"
     )
     return reference.to(device).eval()
 

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from hooked_asr.config import ConfigError, ModelConfig
+from hooked_asr.files import folder_written_aside
 from hooked_asr.models.encoder_decoder import HookedEncoderDecoder
 from hooked_asr.weights.checkpoint import Checkpoint, CheckpointError
 from hooked_asr.weights.loading import load_weights, to_hf_weights
@@ -59,9 +60,10 @@ class PretrainedModel(HookedEncoderDecoder):
         dtype: torch.dtype | None = None,
         **hub: Any,
     ) -> Model:
-        """Load a checkpoint from a folder or the hub, weights straight to `device`.
+        """Load a checkpoint: a folder, a hub id, or "whisper-nano", which comes with the package.
 
-        `dtype`: the type to hold weights in; by default the one they are stored in. `hub` goes to
+        Weights go straight to `device`. `dtype`: the type to hold them in; by default the one they
+        are stored in. `hub` goes to
         `huggingface_hub` (`revision`, `cache_dir`, `token`, …).
 
         Raises `CheckpointError` where it cannot be found, read or fitted; `ConfigError` where its
@@ -113,6 +115,20 @@ class PretrainedModel(HookedEncoderDecoder):
         hf_model.generation_config = self.generation_config
         return hf_model.train(self.training)
 
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
+    ) -> None:
+        """Write an ordinary Hugging Face checkpoint: weights, configs, tokenizer, preprocessor.
+
+        `dtype`: the float type to store; by default the one the weights have. Files are written
+        aside, and take the place of older ones only when all of them are there.
+        """
+        with folder_written_aside(folder) as aside:
+            self.to_hf().to(dtype or self.dtype).save_pretrained(aside)
+            for belonging in (self.feature_extractor, self.tokenizer):
+                if belonging is not None:
+                    belonging.save_pretrained(aside)
+
     @classmethod
     def _on_meta(cls: type[Model], fields: Mapping[str, Any], **belongings: Any) -> Model:
         fields = cls._family_checked(fields, belongings["name"])
@@ -143,7 +159,7 @@ def _belonging(kind: Any, checkpoint: Checkpoint) -> Any:
     if not any(checkpoint.file(filename) for filename in _FILES[kind]):
         return None
     try:
-        return kind.from_pretrained(checkpoint.folder or checkpoint.name, **checkpoint.hub)
+        return kind.from_pretrained(checkpoint.location, **checkpoint.hub)
     except Exception as error:  # whatever the many classes behind an Auto class raise
         raise CheckpointError(
             f"the {kind.__name__} files of {checkpoint.name} cannot be read: {error}"

@@ -33,6 +33,8 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# Models that come with the package.
+BUNDLED = {"whisper-nano": Path(__file__).parent.parent / "nano" / "checkpoint"}
 _WINDOW = 16 * 2**20  # bytes of a file that are mapped at a time
 
 
@@ -41,17 +43,23 @@ class CheckpointError(HookedASRError):
 
 
 class Checkpoint:
-    """The files of one checkpoint, in a folder or on the hub (fetched as they are asked for).
+    """The files of one checkpoint: bundled, in a folder, or on the hub (fetched when asked for).
 
     `hub` goes to `huggingface_hub.hf_hub_download`: `revision`, `cache_dir`, `token`, …
     """
 
     def __init__(self, name: str | os.PathLike[str], **hub: Any) -> None:
         self.name = os.fspath(name)
-        self.folder = Path(self.name) if Path(self.name).is_dir() else None
+        folder = BUNDLED.get(self.name, Path(self.name))
+        self.folder = folder if folder.is_dir() else None
         self.hub = hub
         if Path(self.name).is_file():
             raise CheckpointError(f"{self.name} is a file; give the folder it lies in")
+
+    @property
+    def location(self) -> Path | str:
+        """What Hugging Face's own loaders find it by."""
+        return self.folder or self.name
 
     def file(self, filename: str, required: bool = False) -> Path | None:
         """Where one of its files is, or None where it has none of that name.
@@ -134,7 +142,8 @@ class Checkpoint:
     def _unreachable(self, filename: str) -> str:
         return (
             f"{self.name!r} is no folder here, {filename} is not in the hub's local cache, and the "
-            "hub cannot be reached. Check the name and the network, or give a folder"
+            "hub cannot be reached. Check the name and the network, or give a folder; "
+            f"{', '.join(BUNDLED)} needs neither"
         )
 
 
