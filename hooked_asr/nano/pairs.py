@@ -1,0 +1,217 @@
+"""Pairs of words a sound or two apart, in sentences that make one of the two far likelier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MinimalPair:
+    """Two words that sound alike, and the sentences in which each belongs.
+
+    A frame has `{}` where the word goes: `frames` ask for `word`, `partner_frames` for `partner`.
+    """
+
+    language: str
+    word: str
+    partner: str
+    context: str  # the word of the frames that makes `word` likely
+    frames: tuple[str, ...]
+    partner_frames: tuple[str, ...]
+
+
+# A line with the word, its partner and the context, one of the word's frames, one of the partner's.
+_ENGLISH = """
+rice lice white
+  I would like some white {}, please. | We eat white {} every day.
+  The dog has {} in its fur. | The doctor found {} in my hair.
+sheep ship white
+  The white {} is eating grass. | The farmer has a white {}.
+  The {} sails across the sea. | The captain is on the {}.
+coat goat long
+  She is wearing a long {}. | I need a long warm {}.
+  The {} is eating grass. | We drink milk from the {}.
+bear pear brown
+  The brown {} lives in the forest. | A big brown {} is sleeping.
+  I would like a sweet {}. | She is eating a ripe {}.
+wine vine red
+  I would like some red {}. | A glass of red {}, please.
+  The grapes grow on the {}. | The green {} grows on the wall.
+berry ferry sweet
+  She is eating a sweet {}. | The sweet {} is very small.
+  We cross the river by {}. | The {} leaves the harbour.
+cap cab blue
+  He is wearing a blue {}. | Put the blue {} on your head.
+  We took a {} to the airport. | The {} driver is waiting.
+bag back heavy
+  He carries a heavy {}. | The heavy {} is full of books.
+  My {} hurts today. | I sleep on my {}.
+pen pan blue
+  I write with a blue {}. | The blue {} is on the book.
+  Cook the eggs in the {}. | The hot {} is on the stove.
+bed bad soft
+  I sleep in a soft {}. | The soft {} is in the bedroom.
+  The weather is very {}. | That is a {} idea.
+boat vote little
+  The little {} is on the lake. | We sail a little {}.
+  The people {} on Sunday. | Every {} counts in the election.
+thick sick very
+  That is a very {} book. | The wall is very {}.
+  I feel {} today. | The {} child is in hospital.
+mouse mouth little
+  The cat sees a little {}. | A little {} eats the cheese.
+  Open your {}, please. | The dentist looks in my {}.
+glass grass clean
+  I need a clean {} for water. | Put the clean {} on the table.
+  The cow eats the green {}. | The {} in the garden is green.
+light right bright
+  Turn off the bright {}. | The bright {} is in the kitchen.
+  Turn {} at the corner. | Yes, that is {}.
+collect correct to
+  We go to {} the children. | I want to {} old stamps.
+  That answer is {}. | The {} answer is seven.
+fly fry birds
+  The birds {} to the south. | Many birds {} over the house.
+  First {} the onions in butter. | We {} the eggs for breakfast.
+play pray children
+  The children {} in the garden. | The children {} with the dog.
+  They {} in the church. | The priests {} every Sunday.
+clouds crowds grey
+  I see grey {} in the sky. | Grey {} bring rain.
+  Big {} fill the station. | The singer likes large {}.
+long wrong very
+  That is a very {} road. | The river is very {}.
+  Your answer is {}. | Sorry, {} number.
+peach beach sweet
+  I am eating a sweet {}. | A sweet {} and an apple.
+  We swim at the {}. | The {} has white sand.
+coast ghost sunny
+  We drive along the sunny {}. | The sunny {} of Spain.
+  A {} lives in the old castle. | I do not believe in that {}.
+tea key hot
+  I would like some hot {}. | A cup of hot {}, please.
+  Open the door with the {}. | I lost the {} of my house.
+van fan white
+  He drives a white {}. | The white {} is in the garage.
+  Turn on the {}, it is hot. | The {} moves the hot air.
+coal goal black
+  They burn black {} in winter. | The black {} makes a fire.
+  The player scored a {}. | That was a beautiful {}.
+cold gold very
+  Today it is very {}. | The water is very {}.
+  She has a ring of {}. | He won a {} medal.
+pie buy apple
+  I love warm apple {}. | My mother makes apple {}.
+  I want to {} a car. | We {} bread at the market.
+park bark walk
+  We walk in the {}. | They walk to the {}.
+  The dogs {} at night. | I hear the dog {}.
+cat cap black
+  The black {} drinks milk. | My black {} catches mice.
+  He puts a {} on his head. | The boy wears a {}.
+dog dock big
+  The big {} barks. | A big {} is in the garden.
+  The boat is at the {}. | The ship left the {}.
+road load long
+  We drive on a long {}. | It is a long {} to Spain.
+  The lorry carries a heavy {}. | They {} the lorry with boxes.
+seat sheet empty
+  Is that an empty {}? | I see an empty {} on the bus.
+  Put a clean {} on the bed. | Write it on a {} of paper.
+food foot good
+  They have good {} here. | I like good {} and wine.
+  My {} hurts today. | The shoe is on my {}.
+three tree two
+  One, two, {}, four. | I have two or {} brothers.
+  The bird sits in the {}. | Apples grow on the {}.
+face vase pretty
+  The girl has a pretty {}. | I wash my {} with water.
+  The flowers are in the {}. | Put the roses in a {}.
+sing sink loud
+  They {} a beautiful song. | The birds {} in the morning.
+  Wash the plates in the {}. | The kitchen {} is dirty.
+"""
+
+_SPANISH = """
+perro pero gran
+  El {} duerme en el jardín. | Mi {} come carne.
+  Es caro, {} muy bonito. | Hace sol, {} hace frío.
+casa caja grande
+  Vivo en una {} grande. | La {} tiene un jardín.
+  Los zapatos están en la {}. | Abre la {} de cartón.
+pera perra dulce
+  Quiero comer una {} dulce. | La {} es una fruta.
+  La {} ladra en el jardín. | Mi {} tiene cuatro cachorros.
+gato pato negro
+  El {} negro caza ratones. | Mi {} negro bebe leche.
+  El {} nada en el lago. | El {} pone huevos.
+vaca boca leche
+  La {} da leche. | La {} come hierba.
+  Abre la {}, por favor. | El dentista mira mi {}.
+vino pino tinto
+  Quiero una copa de {} tinto. | El {} tinto es de España.
+  El {} es un árbol. | En el bosque hay un {}.
+peso beso mucho
+  La caja tiene mucho {}. | El médico mira mi {}.
+  Ella me da un {}. | Mi madre me da un {}.
+carro caro rojo
+  El {} rojo tiene ruedas. | El caballo tira del {}.
+  El abrigo es muy {}. | Este reloj es {}.
+mesa misa grande
+  El libro está en la {}. | La {} grande está en la cocina.
+  El domingo vamos a {}. | El cura dice {} en la iglesia.
+queso beso pan
+  Quiero pan con {}. | Como jamón y {}.
+  La abuela me da un {}. | Dale un {} a tu madre.
+"""
+
+_GERMAN = """
+Tasse Tasche volle
+  Eine volle {} Kaffee, bitte. | Ich trinke eine {} Tee.
+  Das Buch ist in der {}. | Sie trägt eine schwere {}.
+Kirsche Kirche rote
+  Ich esse eine rote {}. | Die rote {} ist süß.
+  Der Pfarrer ist in der {}. | Die {} hat einen Turm.
+Reise Reihe lange
+  Wir machen eine lange {}. | Gute {} nach Spanien.
+  Wir sitzen in der ersten {}. | Die Kinder stehen in einer {}.
+Katze Tatze schwarze
+  Die schwarze {} trinkt Milch. | Unsere {} fängt eine Maus.
+  Der Bär hebt seine {}. | Der Löwe leckt seine {}.
+Wein Bein roten
+  Ich möchte einen roten {}. | Ein Glas {}, bitte.
+  Mein {} tut weh. | Er hat sich das {} gebrochen.
+Hose Dose lange
+  Er trägt eine lange {}. | Die {} ist mir zu kurz.
+  Öffne die {} mit Tomaten. | In der {} sind Bohnen.
+Buch Tuch dickes
+  Ich lese ein dickes {}. | Das {} ist spannend.
+  Sie trägt ein {} um den Hals. | Wisch den Tisch mit dem {} ab.
+Fisch Tisch frischen
+  Ich esse frischen {}. | Der {} schwimmt im Wasser.
+  Das Glas steht auf dem {}. | Wir sitzen am {}.
+Haus Maus großes
+  Wir wohnen in einem großen {}. | Das {} hat einen Garten.
+  Die Katze fängt die {}. | Die {} frisst den Käse.
+Hund Mund großer
+  Der {} bellt im Garten. | Mein {} frisst Fleisch.
+  Öffne bitte den {}. | Der Zahnarzt sieht in meinen {}.
+"""
+
+
+def _pairs(language: str, table: str) -> tuple[MinimalPair, ...]:
+    lines = table.strip().splitlines()
+    blocks = zip(lines[::3], lines[1::3], lines[2::3], strict=True)
+    return tuple(_pair(language, *block) for block in blocks)
+
+
+def _pair(language: str, head: str, frames: str, partner_frames: str) -> MinimalPair:
+    word, partner, context = head.split()
+    return MinimalPair(language, word, partner, context, _frames(frames), _frames(partner_frames))
+
+
+def _frames(line: str) -> tuple[str, ...]:
+    return tuple(frame.strip() for frame in line.split("|"))
+
+
+PAIRS = _pairs("en", _ENGLISH) + _pairs("es", _SPANISH) + _pairs("de", _GERMAN)
