@@ -9,7 +9,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from hooked_asr.cli.demo import demo
 from hooked_asr.cli.hooks import hooks
+from hooked_asr.cli.nano import nano
 from hooked_asr.cli.patch import patch
 from hooked_asr.cli.transcribe import transcribe
 from hooked_asr.cli.validate import validate
@@ -22,8 +24,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (patch, transcribe, hooks, validate):
+for command in (demo, patch, transcribe, hooks, validate):
     app.command()(command)
+app.add_typer(nano, name="nano")
 
 
 def main() -> None:

@@ -12,7 +12,9 @@ import typer
 from hooked_asr.errors import HookedASRError
 from hooked_asr.models.whisper import HookedWhisper
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A checkpoint: a folder, or a hub id.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A checkpoint: a folder, a hub id, or whisper-nano.")
+]
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, …")]
 Language = Annotated[
     str | None,
@@ -42,12 +44,17 @@ Dtype = Annotated[FloatType, typer.Option(help="Float type to compute in.")]
 
 def load(model: str, device: str, dtype: FloatType) -> HookedWhisper:
     """The model that the options name."""
+    check_device(device)
+    return HookedWhisper.from_pretrained(model, device=device, dtype=dtype.torch)
+
+
+def check_device(device: str) -> None:
+    """Raises `DeviceError` for a device that is not there."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise DeviceError(f"cannot run on {device!r}: {reason}") from error
-    return HookedWhisper.from_pretrained(model, device=device, dtype=dtype.torch)
 
 
 def progress() -> bool:

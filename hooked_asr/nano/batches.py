@@ -17,7 +17,7 @@ from hooked_asr.audio import SAMPLE_RATE
 from hooked_asr.nano.clips import Clip
 from hooked_asr.nano.corpus import Corpus, bare
 from hooked_asr.nano.espeak import Interval
-from hooked_asr.nano.noise import NOISES, Samples, add_noise, babble, noise
+from hooked_asr.nano.noise import NOISES, Samples, Talker, add_noise, babble, noise
 from hooked_asr.nano.recipe import Recipe
 from hooked_asr.nano.tokenizer import END, NO_SPEECH, PREVIOUS, SILENT, START
 from hooked_asr.nano.voices import LANGUAGES
@@ -180,7 +180,7 @@ class Batches:
         return self.tokenizer.convert_tokens_to_ids(name)
 
 
-def mel_of(sounds: list[Samples], seconds: int) -> Float[Tensor, "batch n_mels frame"]:
+def mel_of(sounds: list[Talker], seconds: int) -> Float[Tensor, "batch n_mels frame"]:
     """Log-mel frames of clips, as Whisper's feature extractor makes them, in a window."""
     extractor = WhisperFeatureExtractor(chunk_length=seconds)
     made = extractor(sounds, sampling_rate=SAMPLE_RATE, return_tensors="pt")

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, combinations
+from itertools import accumulate, combinations, product
 
 from hooked_asr.errors import HookedASRError
 from hooked_asr.nano import phrases, templates
@@ -171,14 +171,23 @@ def _repeated(cell: str, times: int) -> str:
 
 
 def _every_text(language: str) -> Iterator[str]:
-    """Texts that between them hold every word: any two slots of a template, run through."""
+    """Texts that between them hold every word: each slot, and each two that agree, run through."""
     yield from _fixed_texts(language)
     for template in _TEMPLATES:
         first = {letter: words[0] for letter, words in template.slots.items()}
-        for one, other in combinations([*template.slots, *template.slots][: len(first) + 1], 2):
+        for one in template.slots:
             for word in template.slots[one]:
-                for fellow in template.slots[other]:
+                yield _render(template, language, {**first, one: word})
+        for one, other in combinations(template.slots, 2):
+            if _agree(template.texts[language], one, other):
+                for word, fellow in product(template.slots[one], template.slots[other]):
                     yield _render(template, language, {**first, one: word, other: fellow})
+
+
+def _agree(text: str, one: str, other: str) -> bool:
+    """Whether a slot of a template's text says one in a form that depends on the other."""
+    slots = (slot.replace("+", "").split() for slot in re.findall(r"\{([^}]+)\}", text))
+    return any({one, other} <= set(parts) for parts in slots)
 
 
 def _fixed_texts(language: str) -> Iterator[str]:

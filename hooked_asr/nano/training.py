@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -27,6 +26,7 @@ from hooked_asr.models.whisper import HookedWhisper
 from hooked_asr.nano.batches import IGNORED, Batch, Batches
 from hooked_asr.nano.corpus import Corpus
 from hooked_asr.nano.recipe import Recipe
+from hooked_asr.nano.record import TrainingRecord, installed_versions
 from hooked_asr.nano.tokenizer import decoding_rules, train_tokenizer
 
 _SAVE_EVERY = 200
@@ -51,9 +51,9 @@ def train(
 
     `recipe`: by default the one the corpus was made by.
 
-    The state is saved every 200 steps (`state.pt`), losses every 20 (`curve.jsonl`), and both when
-    it is interrupted. A batch depends on its step alone, so a training that was stopped ends as one
-    that was not.
+    The state (`state.pt`) and the record (`training.json`) are saved every 200 steps and when the
+    training is interrupted. A batch depends on its step alone, so a training that was stopped ends
+    as one that was not.
 
     Raises `KeyboardInterrupt` once it has saved what an interrupt stopped, and `TrainingError`
     where `folder` holds the training of another recipe.
@@ -72,10 +72,12 @@ def train(
             if run.step % _REPORT_EVERY == 0:
                 bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
                 run.curve.append({"step": run.step, **losses, "seconds": run.seconds})
-            if run.step % _SAVE_EVERY == 0 or run.step == last or interrupts:
-                run.save(root)
             if interrupts:
+                run.save(root)
                 raise KeyboardInterrupt
+            if run.step % _SAVE_EVERY == 0:
+                run.save(root)
+    run.save(root)
     return run.model.eval()
 
 
@@ -133,7 +135,7 @@ class _Run:
         self.optimizers = _optimizers(model, self.phones, recipe.weight_decay)
         self._windows: dict[int, HookedWhisper] = {}
         self.step, self.seconds = 0, 0.0
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[dict[str, float | int]] = []
 
     def advance(self, batch: Batch) -> dict[str, float]:
         """One step of the optimiser."""
@@ -184,8 +186,7 @@ class _Run:
         }
         with written_aside(root / "state.pt") as aside:
             torch.save(state, aside)
-        with written_aside(root / "curve.jsonl") as aside:
-            aside.write_text("".join(json.dumps(row) + "\n" for row in self.curve))
+        TrainingRecord(self.recipe, installed_versions(), self.curve).save(root)
 
     def resume(self, root: Path, device: str) -> None:
         path = root / "state.pt"

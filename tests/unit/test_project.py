@@ -42,3 +42,12 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL):
+        exec(block, names)
+    assert (tmp_path / "heads.html").exists()
+    assert "decoder." in capsys.readouterr().out

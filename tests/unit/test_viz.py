@@ -13,6 +13,7 @@ from hooked_asr.patching import SweepResult
 from hooked_asr.patching.result import ResultError
 from hooked_asr.viz.figure import save
 from hooked_asr.viz.heatmap import heatmap
+from hooked_asr.viz.lines import lines
 
 TWO = {"layer": [0, 1], "head": [0, 1, 2]}
 THREE = {"layer": [0, 1], "component": ["mlp", "attn"], "position": ["0 <start>", "1 so", "2-9"]}
@@ -263,3 +264,27 @@ def test_what_cannot_be_shown_is_refused():
         result().plot("values")
     with pytest.raises(ResultError, match="every normalized of this result is NaN"):
         result(reference=math.nan).plot("normalized")
+
+
+def test_lines_hold_their_points_in_order_and_leave_out_what_has_no_value():
+    panels = {"sex": {"probe": [("front end", 0.5), ("layer 0", 0.9), ("layer 1", math.nan)]}}
+    chart = lines(panels, x="layer", y="accuracy").to_dict()
+    (panel,) = chart["hconcat"]
+    assert [point["layer"] for point in chart["data"]["values"]] == ["front end", "layer 0"]
+    assert panel["encoding"]["x"]["sort"] == ["front end", "layer 0"]
+    assert panel["encoding"]["x"]["type"] == "ordinal"
+
+
+def test_numbers_make_a_scale_and_each_panel_its_lines(tmp_path):
+    panels = {
+        "a": {"loss": [(0, 8.0), (10, 2.0)], "other": [(0, 4.0)]},
+        "b": {"loss": [(0, 1.0)]},
+    }
+    chart = lines(panels, x="step", y="nats", title="Training", log=True)
+    first, second = chart.to_dict()["hconcat"]
+    assert first["encoding"]["x"]["type"] == "quantitative"
+    assert first["encoding"]["y"]["scale"]["type"] == "log"
+    assert len(first["data"]["values"]) == 3
+    assert second["title"] == "b"
+    save(chart, tmp_path / "lines.png")
+    assert (tmp_path / "lines.png").stat().st_size > 5_000

@@ -16,7 +16,7 @@ from hooked_asr.nano.grammar import (
 from hooked_asr.nano.lexicon import GROUPS
 from hooked_asr.nano.phrases import capitalised, contract, phrase
 
-CLEAN = re.compile(r"¿?[A-ZÁÉÍÓÚÑÄÖÜ][A-Za-záéíóúñüäöß ,'¿¡]*[.?]")
+CLEAN = re.compile(r"¿?[A-ZÁÉÍÓÚÑÄÖÜ][A-Za-zÁÉÍÓÚÑÄÖÜáéíóúñüäöß ,'¿¡]*[.?]")
 WORDS = {(word.group, word.lemma): word for group in GROUPS.values() for word in group}
 
 
