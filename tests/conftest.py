@@ -1,7 +1,9 @@
 """What all tests share. Annotated shapes and types are checked in every call under test."""
 
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jaxtyping
 import pytest
@@ -32,3 +34,23 @@ def refit(shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no {folder.name} among the shared checkpoints")
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process; gives what it wrote, and its exit code."""
+
+    from hooked_asr import cli  # only now: modules are to be imported under the hook
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["hooked-asr", *map(str, words)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err, lines=out.splitlines())
+
+    return run

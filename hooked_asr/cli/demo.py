@@ -13,6 +13,7 @@ from hooked_asr.cli.patch import patch
 from hooked_asr.cli.tables import new_table, show
 from hooked_asr.nano import bundle
 
+_WORD, _OTHER = "green", "red"
 _SITES = ("decoder.cross_attn", "decoder.attn", "encoder.attn")
 
 
@@ -24,7 +25,8 @@ def demo(
     """Transcribe the bundled clips with the bundled model, then find the heads that matter.
 
     Offline, in seconds: what is said and what is heard; then each attention head of a clean clip's
-    run is patched from the same clip with others talking over it, and ranked by what that does.
+    run is patched from the same clip with others talking over it, and ranked by what that does to
+    one of its words.
     """
     console = Console()
     model = load("whisper-nano", "cpu", FloatType.float32)
@@ -36,5 +38,6 @@ def demo(
         table.add_row(clip.text or "–", heard or "–", language, clip.name)
     show(table)
     clean, babble = bundle.clip("english").path, bundle.clip("english_babble").path
-    console.print("\nWhich heads carry the clean clip? Each is patched in turn from the noisy one:")
-    patch(clean, "whisper-nano", str(babble), sites=list(_SITES), out=out)
+    console.print(f"\nWhich heads hear {_WORD!r}? Each is patched in turn from english_babble:")
+    metric = f"logit_diff:{_WORD}/{_OTHER}"
+    patch(clean, "whisper-nano", str(babble), list(_SITES), metric, language="en", out=out)

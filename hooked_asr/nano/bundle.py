@@ -52,7 +52,7 @@ def clips() -> list[BundledClip]:
     """The clips that come with the package.
 
     >>> [clip.text for clip in clips() if clip.name == "english"]
-    ['My sister has two brown dogs and a white cat.']
+    ['My daughter has a blue belt and a green dress.']
     """
     fields = json.loads((_FOLDER / "clips.json").read_text(encoding="utf-8"))
     return [_from_fields(one) for one in fields]
@@ -81,23 +81,23 @@ class _Recipe:
     over: tuple[str, float] | None = None
 
 
-_ENGLISH = "My sister has two brown dogs and a white cat."
+_ENGLISH = "My daughter has a blue belt and a green dress."
 _RECIPES = (
     _Recipe("english", "clean speech", "en", _ENGLISH, "american f5 female 160"),
     _Recipe(
         "english_babble",
-        "the same, with five others talking as loud",
+        "the same, with others talking louder (-5 dB)",
         "en",
         _ENGLISH,
         "american f5 female 160",
-        over=("babble", -1.0),
+        over=("babble", -5.0),
     ),
     _Recipe(
         "scottish",
         "a Scottish accent",
         "en",
-        "My father drinks black coffee in the morning.",
-        "scottish Michael male 150",
+        "My father needs a new plate and seven books.",
+        "scottish miguel male 150",
     ),
     _Recipe(
         "spanish",

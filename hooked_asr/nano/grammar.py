@@ -25,7 +25,6 @@ PULL = 12.0  # how many times likelier a word is beside one it goes with
 HELD_OUT = 20  # one sentence in so many
 FRAGMENT = 4  # a text of fewer words is never held out
 ROOM_FOR_OPENER = 8
-MOST_WORDS = 11
 
 
 class GrammarError(HookedASRError):

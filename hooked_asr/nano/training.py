@@ -33,6 +33,7 @@ _SAVE_EVERY = 200
 _REPORT_EVERY = 20
 # On a CPU fused attention is the slower way back through short windows.
 _PLAIN_ATTENTION = 200
+_TOKENS_OF_CONFIG = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class TrainingError(HookedASRError):
@@ -85,11 +86,17 @@ def untrained(recipe: Recipe) -> HookedWhisper:
     """The model before training, with its tokenizer, front end and decoding rules."""
     torch.manual_seed(recipe.seed)
     tokenizer = train_tokenizer(recipe)
+    rules = decoding_rules(recipe, tokenizer)
     return HookedWhisper(
         recipe.model_config(d_vocab=len(tokenizer)),
         feature_extractor=WhisperFeatureExtractor(chunk_length=recipe.seconds),
         tokenizer=tokenizer,
-        generation_config=decoding_rules(recipe, tokenizer),
+        generation_config=rules,
+        # Hugging Face's config names these tokens too, and its defaults are the large vocabulary's.
+        hf_fields={
+            "begin_suppress_tokens": None,
+            **{name: getattr(rules, name) for name in _TOKENS_OF_CONFIG},
+        },
         name="whisper-nano",
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,8 +31,8 @@ def parse_metric(text: str, model: Any, mel: Mel, tokens: Tokens, prompt_length:
     Raises `MetricError` for what is no metric, `InputError` for a text that is not one token.
     """
     match = re.fullmatch(r"(\w+)(?::(.+?))?(?:@(\d+))?", text)
-    kind, words, place = match.groups() if match else ("", None, None)
-    pos = int(place) if place else None
+    kind, words, at = match.groups() if match else ("", None, None)
+    pos = int(at) if at else None
     if pos is not None and pos >= tokens.shape[1]:
         raise MetricError(f"the run has positions 0 to {tokens.shape[1] - 1}; got @{pos}")
     if kind == "transcript" and not words:
@@ -44,11 +46,16 @@ def parse_metric(text: str, model: Any, mel: Mel, tokens: Tokens, prompt_length:
             return kl(model(mel, tokens), pos)
     if kind == "log_prob" and words:
         token = _token(model, words)
-        return log_prob(token, _place(pos, token, tokens))
+        return _named(kind, words, log_prob, token, place=_place(pos, token, tokens))
     if kind == "logit_diff" and words and words.count("/") == 1:
         a, b = (_token(model, word) for word in words.split("/"))
-        return logit_diff(a, b, _place(pos, a, tokens))
+        return _named(kind, words, logit_diff, a, b, place=_place(pos, a, tokens))
     raise MetricError(f"no metric {text!r}; there are {METRIC_HELP}")
+
+
+def _named(kind: str, words: str, make: Callable[..., Metric], *ids: int, place: int) -> Metric:
+    """The metric under the words that were asked for, not their ids."""
+    return replace(make(*ids, place), name=f"{kind}({words}, pos={place})")
 
 
 def _token(model: Any, word: str) -> int:

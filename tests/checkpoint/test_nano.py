@@ -61,7 +61,7 @@ def test_every_file_of_a_checkpoint_is_there():
 
 
 def test_every_layer_has_hugging_faces_bits(model, theirs, mel):
-    tokens = model.to_tokens("Yes, two brown dogs.", "en").expand(len(mel), -1)
+    tokens = model.to_tokens("Yes, a blue belt.", "en").expand(len(mel), -1)
     rows = validate(model, theirs, mel, tokens)
     assert len(rows) > 30
     assert [row.name for row in rows if not row.bit_equal] == []
@@ -78,7 +78,7 @@ def test_front_end_and_logits_are_hugging_faces(model, theirs, processor, mel):
         [load_audio(path).numpy() for path in sounds], sampling_rate=16_000, return_tensors="pt"
     ).input_features
     assert torch.equal(mel, expected)
-    tokens = model.to_tokens("Yes, two brown dogs.", "en").expand(len(mel), -1)
+    tokens = model.to_tokens("Yes, a blue belt.", "en").expand(len(mel), -1)
     with torch.no_grad():
         assert torch.equal(model(mel, tokens), theirs(mel, decoder_input_ids=tokens).logits)
 

@@ -1,14 +1,13 @@
 """`hooked-asr nano`: from nothing to a checkpoint, stopped and gone on with."""
 
 import json
-import sys
 from functools import partial
 from importlib import import_module
 
 import pytest
 import torch
 
-from hooked_asr import HookedWhisper, cli
+from hooked_asr import HookedWhisper
 from hooked_asr.nano import corpus
 from hooked_asr.nano.recipe import Phase, Recipe
 
@@ -25,32 +24,21 @@ SMALL = partial(
 )
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     # By its full name: in its package the name stands for the sub-command.
     monkeypatch.setattr(import_module("hooked_asr.cli.nano"), "Recipe", SMALL)
     monkeypatch.setattr(corpus, "Recipe", SMALL)  # a corpus reads its recipe back
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hooked-asr", "nano", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
 
 def test_from_nothing_to_a_checkpoint(run, tmp_path):
-    code, out, _ = run("corpus", "--shards", 1, "--workers", 1)
-    assert (code, "6 clips" in out) == (0, True)
-    assert run("train", "--stop-after", 2)[0] == 0
+    spoken = run("nano", "corpus", "--shards", 1, "--workers", 1)
+    assert spoken.code == 0
+    assert "6 clips" in spoken.out
+    assert run("nano", "train", "--stop-after", 2).code == 0
     half = HookedWhisper.from_pretrained(tmp_path / "whisper-nano" / "checkpoint")
-    assert run("train")[0] == 0
+    assert run("nano", "train").code == 0
     whole = HookedWhisper.from_pretrained(tmp_path / "whisper-nano" / "checkpoint")
     assert whole.dtype == torch.float16
     assert not torch.equal(half.W_E, whole.W_E)
@@ -59,12 +47,12 @@ def test_from_nothing_to_a_checkpoint(run, tmp_path):
 
 
 def test_training_without_a_corpus_says_what_to_run(run):
-    code, _, err = run("train")
-    assert code == 2
-    assert "run hooked-asr nano corpus" in err
+    answer = run("nano", "train")
+    assert answer.code == 2
+    assert "run hooked-asr nano corpus" in answer.err
 
 
 def test_an_evaluation_needs_the_record_of_the_training(run, tmp_path):
-    code, _, err = run("evaluate", "--model", tmp_path)
-    assert code == 2
-    assert "no config.json" in err
+    answer = run("nano", "evaluate", "--model", tmp_path)
+    assert answer.code == 2
+    assert "no config.json" in answer.err

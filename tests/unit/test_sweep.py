@@ -711,7 +711,9 @@ def test_metrics_in_words(speaker, said):
     assert a != speaker.to_single_token(" a")
     for text, metric in written_out.items():
         ours = parsed(speaker, said, text)
-        assert ours.name == metric.name
+        kind, _, words = text.partition("@")[0].partition(":")
+        place = metric.name.rpartition(", ")[2]
+        assert ours.name == (f"{kind}({words}, {place}" if words else metric.name)
         if text != "kl":
             torch.testing.assert_close(ours(said.logits), metric(said.logits))
     ours = parsed(speaker, said, "kl")(said.logits * 0.5)
