@@ -142,7 +142,7 @@ def test_patch_against_each_reference(run, folder, model, clips, tmp_path, refer
     [
         (["--operation", "zero", "--metric", "kl"], "zero", 1.0, "kl(pos=None)"),
         (["--operation", "mean"], "mean", 1.0, "transcript_log_prob(from_position=2)"),
-        (["--alpha", "0.25", "--metric", "log_prob:no"], "replace", 0.25, "log_prob(36, pos=1)"),
+        (["--alpha", "0.25", "--metric", "log_prob:no"], "replace", 0.25, "log_prob(no, pos=1)"),
         (["--metric", "logit_diff:no/it@0"], "replace", 1.0, "logit_diff(no/it, pos=0)"),
     ],
 )
