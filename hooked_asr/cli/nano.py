@@ -33,7 +33,7 @@ def corpus(
     shards: Annotated[int, typer.Option(min=1, help="Shards of 1,000 clips.")] = Recipe.shards,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; all cores.")] = None,
 ) -> None:
-    """Speak the training corpus with espeak-ng: 40,000 clips, about 4 GB, a few minutes.
+    """Speak the training corpus with espeak-ng: 40,000 clips, 3.5 GB, a few minutes.
 
     Goes on where it was stopped.
     """
@@ -75,12 +75,23 @@ def train(
 
 
 @nano.command()
+def clips(
+    out: Annotated[Path, typer.Option(help="Folder for the clips.")] = Path("whisper-nano/audio"),
+) -> None:
+    """Speak the clips that come with the package anew, with the times of their words and phones."""
+    from hooked_asr.nano.bundle import make_clips
+
+    make_clips(out)
+    Console().print(f"wrote {out}")
+
+
+@nano.command()
 def evaluate(
     model: Annotated[
         str, typer.Option("--model", "-m", help="whisper-nano, or a folder that train wrote.")
     ] = "whisper-nano",
     out: Annotated[Path, typer.Option(help="Folder for the card.")] = Path("whisper-nano"),
-    clips: Annotated[int, typer.Option(min=2, help="Clips of each language.")] = 200,
+    n_clips: Annotated[int, typer.Option("--clips", min=2, help="Of each language.")] = 200,
     device: Device = "cpu",
 ) -> None:
     """Measure it: word errors, languages, minimal pairs, invented text, loops, probes by layer.
@@ -92,7 +103,7 @@ def evaluate(
 
     hooked = load(model, device, FloatType.float32)
     record = TrainingRecord.load(Checkpoint(model).location)
-    found = measure(hooked, clips_per_language=clips, progress=progress())
+    found = measure(hooked, clips_per_language=n_clips, progress=progress())
     with written_aside(out / "CARD.json") as aside:
         aside.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_card(out / "CARD.md", found, record)

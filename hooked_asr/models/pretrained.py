@@ -63,8 +63,7 @@ class PretrainedModel(HookedEncoderDecoder):
         """Load a checkpoint: a folder, a hub id, or "whisper-nano", which comes with the package.
 
         Weights go straight to `device`. `dtype`: the type to hold them in; by default the one they
-        are stored in. `hub` goes to
-        `huggingface_hub` (`revision`, `cache_dir`, `token`, …).
+        are stored in. `hub` goes to `huggingface_hub` (`revision`, `cache_dir`, `token`, …).
 
         Raises `CheckpointError` where it cannot be found, read or fitted; `ConfigError` where its
         config is of another family or says something unknown.

@@ -138,7 +138,7 @@ _RECIPES = (
 )
 
 
-def make_clips(folder: str | os.PathLike[str] = _FOLDER) -> None:
+def make_clips(folder: str | os.PathLike[str]) -> None:
     """Speak the clips anew, into `folder`, with their times in `clips.json`."""
     spoken = {one.name: made for one, made in zip(_RECIPES, _spoken(), strict=True)}
     talkers = [one.samples.astype(np.float32) for one in spoken.values() if one]

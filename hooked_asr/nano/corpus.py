@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,8 +24,6 @@ from hooked_asr.nano.clips import Clip, Part, Plan, plan_training_clip, speak
 from hooked_asr.nano.espeak import Espeak, Interval
 from hooked_asr.nano.recipe import Recipe
 from hooked_asr.nano.voices import Voice
-
-Planner = Callable[[random.Random], Plan]
 
 
 class CorpusError(HookedASRError):
@@ -111,10 +109,8 @@ class Corpus(Sequence[Clip]):
 
     def seconds(self) -> list[float]:
         """The length of each clip in seconds."""
-        return [(end - start) / SAMPLE_RATE for start, end in self._spans()]
-
-    def _spans(self) -> Iterator[tuple[int, int]]:
-        return (record["samples"] for _, record in self._records)
+        spans = (record["samples"] for _, record in self._records)
+        return [(end - start) / SAMPLE_RATE for start, end in spans]
 
 
 def bare(phone: str) -> str:

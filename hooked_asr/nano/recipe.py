@@ -61,7 +61,7 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """Tells recipes apart: a corpus or a training begun with another one is not continued."""
+        """Tells recipes apart: a training begun with another one is not continued."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -62,8 +62,7 @@ def decoding_rules(recipe: Recipe, tokenizer: WhisperTokenizer) -> GenerationCon
         is_multilingual=True,
         lang_to_id={f"<|{code}|>": token(f"<|{code}|>") for code in LANGUAGES},
         task_to_id={task: token(f"<|{task}|>") for task in TASKS},
-        # As in Whisper, a transcript may not begin with its end or a blank; but then noise could
-        # never be transcribed as nothing. The end is free here.
+        # A blank alone: Whisper's rules forbid the end there too, and so a transcript of nothing.
         begin_suppress_tokens=[token("Ġ")],
         suppress_tokens=[token(name) for name in never],
         max_initial_timestamp_index=50,

@@ -4,11 +4,13 @@ import json
 from functools import partial
 from importlib import import_module
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from hooked_asr import HookedWhisper
-from hooked_asr.nano import corpus
+from hooked_asr.nano import bundle, corpus
 from hooked_asr.nano.recipe import Phase, Recipe
 
 pytest.importorskip("espeakng_loader")
@@ -44,6 +46,16 @@ def test_from_nothing_to_a_checkpoint(run, tmp_path):
     assert not torch.equal(half.W_E, whole.W_E)
     record = json.loads((tmp_path / "whisper-nano" / "checkpoint" / "training.json").read_text())
     assert record["recipe"]["d_model"] == 32
+
+
+def test_the_bundled_clips_can_be_spoken_again(run, tmp_path):
+    assert run("nano", "clips", "--out", tmp_path / "audio").code == 0
+    for clip in bundle.clips():
+        made, _ = soundfile.read(tmp_path / "audio" / clip.path.name)
+        kept, _ = soundfile.read(clip.path)
+        assert np.array_equal(made, kept), clip.name
+    times = clip.path.with_name("clips.json")
+    assert (tmp_path / "audio" / "clips.json").read_bytes() == times.read_bytes()
 
 
 def test_training_without_a_corpus_says_what_to_run(run):

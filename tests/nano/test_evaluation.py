@@ -40,7 +40,7 @@ HELD_OUT = {name for names in HELD_OUT_SPEAKERS.values() for name in names}
 
 @pytest.fixture(scope="module", autouse=True)
 def few_words() -> Iterator[None]:
-    """To gather the whole vocabulary takes a minute where every call's types are checked."""
+    """To gather the whole vocabulary takes seconds where every call's types are checked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clips, "_short_words", lambda language: ["no", "vino", "hallo"])
         yield
