@@ -12,9 +12,12 @@ from hooked_asr.audio import AudioError, load_audio
 from hooked_asr.cache import ActivationCache
 from hooked_asr.components.factored import FactoredMatrix
 from hooked_asr.components.kv_cache import KVCache
-from hooked_asr.config import ConfigError, FrontEndConfig, ModelConfig, StackConfig
+from hooked_asr.config import ConfigError, FrontEndConfig, ModelConfig, PrefixConfig, StackConfig
 from hooked_asr.hooks import HookError, HookPoint
-from hooked_asr.models.encoder_decoder import HookedEncoderDecoder, InputError
+from hooked_asr.models.encoder_decoder import HookedEncoderDecoder
+from hooked_asr.models.families import from_pretrained
+from hooked_asr.models.inputs import InputError
+from hooked_asr.models.qwen2_audio import HookedQwen2Audio
 from hooked_asr.models.whisper import HookedWhisper
 from hooked_asr.models.whisper_prompt import PromptError
 from hooked_asr.names import UnknownHookError, hook_table
@@ -32,13 +35,16 @@ __all__ = [
     "HookError",
     "HookPoint",
     "HookedEncoderDecoder",
+    "HookedQwen2Audio",
     "HookedWhisper",
     "InputError",
     "KVCache",
     "ModelConfig",
+    "PrefixConfig",
     "PromptError",
     "StackConfig",
     "UnknownHookError",
+    "from_pretrained",
     "hook_table",
     "load_audio",
 ]

@@ -8,13 +8,22 @@ from pathlib import Path
 import numpy as np
 import soxr
 import torch
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float, Float32, Int, Shaped
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from hooked_asr.sound_files import AudioError, read_file
 
-__all__ = ["SAMPLE_RATE", "AudioError", "AudioSource", "load_audio", "log_mel", "match_noise"]
+__all__ = [
+    "SAMPLE_RATE",
+    "AudioError",
+    "AudioSource",
+    "fit_length",
+    "load_audio",
+    "log_mel",
+    "log_mel_and_mask",
+    "match_noise",
+]
 
 SAMPLE_RATE = 16_000  # Hz, of every clip that leaves this module
 SILENT_RMS = 1e-3  # level of the noise that stands in for silence: -60 dBFS, where 0 dBFS is RMS 1
@@ -61,6 +70,18 @@ def log_mel(
 ) -> Float[Tensor, "batch n_mels frame"]:
     """The log-mel spectrogram of each clip, padded with silence to the extractor's window.
 
+    As `log_mel_and_mask`, without the mask.
+    """
+    return log_mel_and_mask(source, feature_extractor, sample_rate)[0]
+
+
+def log_mel_and_mask(
+    source: AudioSource | Sequence[AudioSource],
+    feature_extractor: WhisperFeatureExtractor,
+    sample_rate: int | None = None,
+) -> tuple[Float[Tensor, "batch n_mels frame"], Int[Tensor, "batch frame"]]:
+    """The log-mel spectrogram of each clip, padded, and which of its frames are the clip's (1).
+
     Bit for bit what `feature_extractor` gives for each clip alone, whatever else is in the batch.
 
     Args:
@@ -76,15 +97,21 @@ def log_mel(
         source = [source]
     if not source:
         raise AudioError("log_mel was given a list of no clips: give at least one.")
-    features = []
+    features, masks = [], []
     for i, clip in enumerate(source):
         name = _describe(clip) if alone else f"clip {i} ({_describe(clip)})"
         samples = _load(clip, sample_rate, name)
         _check_fits(samples, feature_extractor, name)
         # One clip at a time: no batched product can then round differently, and it is no slower.
-        mel = feature_extractor(samples.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        mel = feature_extractor(
+            samples.numpy(),
+            sampling_rate=SAMPLE_RATE,
+            return_tensors="pt",
+            return_attention_mask=True,
+        )
         features.append(mel["input_features"])
-    return torch.cat(features)
+        masks.append(mel["attention_mask"].long())
+    return torch.cat(features), torch.cat(masks)
 
 
 def match_noise(audio: Float[Tensor, " sample"], seed: int = 0) -> Float[Tensor, " sample"]:
@@ -100,6 +127,15 @@ def match_noise(audio: Float[Tensor, " sample"], seed: int = 0) -> Float[Tensor,
     noise = torch.randn(audio.shape, generator=generator, dtype=torch.float64)
     level = audio.double().square().mean().sqrt().item() or SILENT_RMS
     return (noise * (level / noise.square().mean().sqrt())).to(audio)
+
+
+def fit_length(audio: Float[Tensor, " sample"], n_samples: int) -> Float[Tensor, " _"]:
+    """A clip cut, or padded behind with silence, to so many samples.
+
+    >>> fit_length(torch.tensor([0.5, 0.25]), 3), fit_length(torch.tensor([0.5, 0.25]), 1)
+    (tensor([0.5000, 0.2500, 0.0000]), tensor([0.5000]))
+    """
+    return torch.nn.functional.pad(audio, (0, n_samples - len(audio)))
 
 
 def _check_fits(

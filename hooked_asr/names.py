@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from hooked_asr.config import STACKS, ModelConfig
+from hooked_asr.config import STACKS, ModelConfig, StackConfig
 from hooked_asr.errors import HookedASRError
 
 Selector = str | Sequence[str] | Callable[[str], bool] | None
 ShortName = str | tuple[str | int, ...]
 
-_POSITION_AXES = ("frame", "audio", "pos", "query")
+_POSITION_AXES = ("frame", "audio", "pooled", "pos", "query")
+_HEAD_AXES = ("head", "kv_head")
 
 
 class UnknownHookError(HookedASRError, KeyError):
@@ -52,31 +53,36 @@ class HookSpec:
     @property
     def head_axis(self) -> int | None:
         """Which axis counts heads, if any does."""
-        return self.axes.index("head") if "head" in self.axes else None
+        return next((i for i, axis in enumerate(self.axes) if axis in _HEAD_AXES), None)
 
     @property
     def clock(self) -> str:
-        """What its positions are: log-mel "frame", encoder "audio" position, or token "pos"."""
+        """What its positions are: log-mel "frame", encoder "audio", "pooled" or token "pos"."""
         axis = self.axes[self.position_axis]
         if axis != "query":
             return axis
         return "pos" if self.name.startswith("decoder.") else "audio"
 
-    def shape(self, config: ModelConfig, batch: int, n_pos: int) -> tuple[int, ...]:
-        """The tensor's shape for `batch` clips with `n_pos` tokens each."""
+    def shape(
+        self, config: ModelConfig, batch: int, n_pos: int, n_clips: int | None = None
+    ) -> tuple[int, ...]:
+        """The tensor's shape for `batch` rows of `n_pos` tokens, and as many clips if not said."""
         own = config.encoder if self.clock != "pos" else config.decoder
         if "cross_attn" in self.name:  # its keys and values are the decoder's heads over audio
             own = config.decoder
         positions = config.encoder.n_ctx if self.clock == "audio" else n_pos
         sizes = {
             "batch": batch,
+            "clip": batch if n_clips is None else n_clips,
             "frame": config.n_frames,
             "n_mels": config.front_end.n_mels,
             "audio": config.encoder.n_ctx,
+            "pooled": config.n_pooled,
             "pos": n_pos,
             "query": positions,
             "key": positions,
             "head": own.n_heads,
+            "kv_head": own.n_kv_heads,
             "d_head": own.d_head,
             "d_enc": config.encoder.d_model,
             "d_model": config.decoder.d_model,
@@ -87,96 +93,114 @@ class HookSpec:
         return tuple(sizes[axis] for axis in self.axes)
 
 
-# --- The table, from its parts. `{w}` is the stack's position axis, `{d}` its width. --------------
+# --- The table, from its parts --------------------------------------------------------------------
+# `{b}` is what a stack takes a batch of, `{w}` its position axis, `{d}` its width, `{kv}` its heads
+# of keys and values.
 
-_NORM = (("hook_scale", "batch {w} 1"), ("hook_normalized", "batch {w} {d}"))
-_MLP = (("hook_pre", "batch {w} d_mlp"), ("hook_post", "batch {w} d_mlp"))
-# What is attended to comes first: in cached decoding it is there before the query is.
-_SELF_ATTENTION = (
-    ("hook_k", "batch {w} head d_head"),
-    ("hook_v", "batch {w} head d_head"),
-    ("hook_q", "batch {w} head d_head"),
-    ("hook_attn_scores", "batch head query key"),
-    ("hook_pattern", "batch head query key"),
-    ("hook_z", "batch {w} head d_head"),
-    ("hook_result", "batch {w} head {d}"),
-)
-_CROSS_ATTENTION = (
-    ("hook_k", "batch audio head d_head"),
-    ("hook_v", "batch audio head d_head"),
-    ("hook_q", "batch pos head d_head"),
-    ("hook_attn_scores", "batch head pos audio"),
-    ("hook_pattern", "batch head pos audio"),
-    ("hook_z", "batch pos head d_head"),
-    ("hook_result", "batch pos head d_model"),
-)
+_Rows = list[tuple[str, str]]
+
+_RESID = "{b} {w} {d}"
+_NORM = [("hook_scale", "{b} {w} 1"), ("hook_normalized", _RESID)]
 _LAZY = ("hook_attn_scores", "hook_pattern", "hook_result")
 
 
-def _under(prefix: str, rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+def _under(prefix: str, rows: Iterable[tuple[str, str]]) -> _Rows:
     return [(f"{prefix}.{name}", axes) for name, axes in rows]
 
 
-_RESID = "batch {w} {d}"
-_BLOCK = [
-    ("hook_resid_pre", _RESID),
-    *_under("ln1", _NORM),
-    *_under("attn", _SELF_ATTENTION),
-    ("hook_attn_out", _RESID),
-    ("hook_resid_mid", _RESID),
-    *_under("ln2", _NORM),
-    *_under("mlp", _MLP),
-    ("hook_mlp_out", _RESID),
-    ("hook_resid_post", _RESID),
-]
-_CROSS_BLOCK = [
-    ("hook_resid_pre", _RESID),
-    *_under("ln1", _NORM),
-    *_under("attn", _SELF_ATTENTION),
-    ("hook_attn_out", _RESID),
-    ("hook_resid_mid", _RESID),
-    *_under("ln2", _NORM),
-    *_under("cross_attn", _CROSS_ATTENTION),
-    ("hook_cross_attn_out", _RESID),
-    ("hook_resid_mid_cross", _RESID),
-    *_under("ln3", _NORM),
-    *_under("mlp", _MLP),
-    ("hook_mlp_out", _RESID),
-    ("hook_resid_post", _RESID),
-]
+def _attention(keys: str, maps: str, rotary: bool = False) -> _Rows:
+    """`keys`: the axes of keys and values but the last; `maps`: those of a map's two sides."""
+    keys, queries = f"{keys} d_head", "{b} {w} head d_head"
+    # What is attended to comes first: in cached decoding it is there before the query is.
+    rows = [("hook_k", keys), ("hook_v", keys), ("hook_q", queries)]
+    if rotary:
+        rows = [*rows[:2], ("hook_rot_k", keys), rows[2], ("hook_rot_q", queries)]
+    return [
+        *rows,
+        ("hook_attn_scores", f"{{b}} head {maps}"),
+        ("hook_pattern", f"{{b}} head {maps}"),
+        ("hook_z", queries),
+        ("hook_result", "{b} {w} head {d}"),
+    ]
+
+
+def _self_attention(stack: StackConfig) -> _Rows:
+    return _attention("{b} {w} {kv}", "query key", rotary=stack.rotary_base is not None)
+
+
+def _mlp(stack: StackConfig) -> _Rows:
+    linear = ["hook_pre_linear"] if stack.gated_mlp else []
+    return [(name, "{b} {w} d_mlp") for name in ("hook_pre", *linear, "hook_post")]
+
+
+def _step(norm: str, part: str, rows: _Rows, behind: str) -> _Rows:
+    """A norm, the part that reads it, what that writes, and the stream behind it."""
+    streams = [(f"hook_{part}_out", _RESID), (behind, _RESID)]
+    return [*_under(norm, _NORM), *_under(part, rows), *streams]
+
+
+def _block(stack: StackConfig) -> _Rows:
+    return [
+        ("hook_resid_pre", _RESID),
+        *_step("ln1", "attn", _self_attention(stack), "hook_resid_mid"),
+        *_step("ln2", "mlp", _mlp(stack), "hook_resid_post"),
+    ]
+
+
+def _cross_block(stack: StackConfig) -> _Rows:
+    cross_attention = _attention("{b} audio {kv}", "pos audio")
+    return [
+        ("hook_resid_pre", _RESID),
+        *_step("ln1", "attn", _self_attention(stack), "hook_resid_mid"),
+        *_step("ln2", "cross_attn", cross_attention, "hook_resid_mid_cross"),
+        *_step("ln3", "mlp", _mlp(stack), "hook_resid_post"),
+    ]
+
+
 _FRONT_END = [
-    ("hook_mel", "batch frame n_mels"),
-    ("conv1.hook_pre", "batch frame d_enc"),
-    ("conv1.hook_post", "batch frame d_enc"),
-    ("conv2.hook_pre", "batch audio d_enc"),
-    ("hook_embed", "batch audio d_enc"),
-    ("hook_pos_embed", "batch audio d_enc"),
+    ("hook_mel", "{b} frame n_mels"),
+    ("conv1.hook_pre", "{b} frame {d}"),
+    ("conv1.hook_post", "{b} frame {d}"),
+    ("conv2.hook_pre", _RESID),
+    ("hook_embed", _RESID),
+    ("hook_pos_embed", _RESID),
 ]
 _ENCODER_TAIL = [*_under("encoder_final_ln", _NORM), ("hook_encoder_out", _RESID)]
-_DECODER_INPUT = [("hook_decoder_embed", _RESID), ("hook_decoder_pos_embed", _RESID)]
-_DECODER_TAIL = [
-    *_under("decoder_final_ln", _NORM),
-    ("unembed.hook_out", "batch pos d_vocab"),
-]
+_DECODER_TAIL = [*_under("decoder_final_ln", _NORM), ("unembed.hook_out", "{b} pos d_vocab")]
 
 
 def hook_table(config: ModelConfig) -> dict[str, HookSpec]:
     """Every hook of a model, in the order in which a forward fires them."""
-    encoder = _FRONT_END + _layers("encoder", config.encoder.n_layers, _BLOCK) + _ENCODER_TAIL
-    decoder = (
-        _DECODER_INPUT + _layers("decoder", config.decoder.n_layers, _CROSS_BLOCK) + _DECODER_TAIL
+    encoder, decoder = config.encoder, config.decoder
+    # A prompt may hold several clips or none, where audio is a prefix.
+    clips = "clip" if config.prefix else "batch"
+    specs = _specs(
+        _FRONT_END + _layers("encoder", encoder, _block), encoder, b=clips, w="audio", d="d_enc"
     )
-    specs = [_spec(name, axes, w="audio", d="d_enc") for name, axes in encoder]
-    specs += [_spec(name, axes, w="pos", d="d_model") for name, axes in decoder]
+    if config.prefix:
+        pooled = [("hook_encoder_pool", _RESID), *_ENCODER_TAIL]
+        specs += _specs(pooled, encoder, b=clips, w="pooled", d="d_enc")
+        projected = [("projector.hook_out", _RESID)]
+        specs += _specs(projected, encoder, b=clips, w="pooled", d="d_model")
+        rows = [("hook_decoder_embed", _RESID), *_layers("decoder", decoder, _block)]
+    else:
+        specs += _specs(_ENCODER_TAIL, encoder, b=clips, w="audio", d="d_enc")
+        embeddings = [("hook_decoder_embed", _RESID), ("hook_decoder_pos_embed", _RESID)]
+        rows = embeddings + _layers("decoder", decoder, _cross_block)
+    specs += _specs(rows + _DECODER_TAIL, decoder, b="batch", w="pos", d="d_model")
     return {spec.name: spec for spec in specs}
 
 
-def _layers(stack: str, n_layers: int, rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [row for i in range(n_layers) for row in _under(f"{stack}.{i}", rows)]
+def _layers(name: str, stack: StackConfig, block: Callable[[StackConfig], _Rows]) -> _Rows:
+    return [row for i in range(stack.n_layers) for row in _under(f"{name}.{i}", block(stack))]
 
 
-def _spec(name: str, axes: str, w: str, d: str) -> HookSpec:
-    return HookSpec(name, tuple(axes.format(w=w, d=d).split()), name.endswith(_LAZY))
+def _specs(rows: _Rows, stack: StackConfig, **axes: str) -> list[HookSpec]:
+    kv = "head" if stack.group_size == 1 else "kv_head"
+    return [
+        HookSpec(name, tuple(row.format(kv=kv, **axes).split()), name.endswith(_LAZY))
+        for name, row in rows
+    ]
 
 
 # --- Choosing hooks -------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from hooked_asr.names import fitting
 
 Components = Float[Tensor, "component *batch pos d_model"]
 
+# Where positions are rotations, the decoder's embeddings are the tokens' (and the audio's) alone.
 _EMBEDDINGS = {
-    "encoder": ("hook_embed", "hook_pos_embed"),
-    "decoder": ("hook_decoder_embed", "hook_decoder_pos_embed"),
+    "encoder": {"embed": "hook_embed", "pos_embed": "hook_pos_embed"},
+    "decoder": {"embed": "hook_decoder_embed", "pos_embed": "hook_decoder_pos_embed"},
 }
 _FINAL_NORM = {"encoder": "encoder_final_ln", "decoder": "decoder_final_ln"}
 
@@ -67,7 +68,8 @@ class ResidualStream(Mapping[Any, Tensor]):
         for i in range(self._end(layer, stack)):
             labels.append(f"{i}_pre")
             if incl_mid:
-                labels += [f"{i}_mid", *([f"{i}_mid_cross"] if stack == "decoder" else [])]
+                crosses = "cross_attn" in self._attentions(stack)
+                labels += [f"{i}_mid", *([f"{i}_mid_cross"] if crosses else [])]
         terms = [
             self[f"{stack}.{i}.hook_resid_{part}"]
             for i, part in (label.split("_", 1) for label in labels)
@@ -86,14 +88,17 @@ class ResidualStream(Mapping[Any, Tensor]):
         """What the embeddings and each layer's parts wrote: the terms sum to the stream there.
 
         Returns the terms and their labels: `embed`, `pos_embed`, `0_attn_out`, `0_cross_attn_out`
-        (decoder), `0_mlp_out`, … `per_head` splits attention into heads (`0_attn_h3`);
+        (where there is any), `0_mlp_out`, … `per_head` splits attention into heads (`0_attn_h3`);
         `separate_bias` (implied by `per_head`) takes the output biases out of the terms and into
         one last term, `bias`.
         """
         end = self._end(layer, stack)
-        embed, pos_embed = (self[hook] for hook in _EMBEDDINGS[stack])
-        terms = {"embed": embed, "pos_embed": pos_embed}
-        biases = {}
+        terms = {
+            label: self[hook]
+            for label, hook in _EMBEDDINGS[stack].items()
+            if hook in self._need_model().hook_table
+        }
+        embed, biases = terms["embed"], {}
         for i in range(end):
             block = self._block(stack, i)
             for part in self._attentions(stack):
@@ -141,10 +146,13 @@ class ResidualStream(Mapping[Any, Tensor]):
         """A norm as it acted in this run, applied to each component: linear, with its scale fixed.
 
         The final norm by default; with `layer`, that layer's `module`. The norm's bias belongs to
-        no component and is left out.
+        no component and is left out. In front of the final norm of an encoder that pools, the
+        components are pooled.
         """
         self._end(layer, stack)  # refuses a stack or a layer that is not there
         path = _FINAL_NORM[stack] if layer is None else f"{stack}.{layer}.{module}"
+        if path == _FINAL_NORM["encoder"]:
+            components = self._need_model().pool(components)
         scale = self[f"{path}.hook_scale"].expand(*components.shape[:-1], 1)
         normed: Tensor = self._need_model().get_submodule(path).with_scale(components, scale)
         return normed if components.requires_grad else normed.detach()
@@ -159,7 +167,7 @@ class ResidualStream(Mapping[Any, Tensor]):
 
         `components` come straight from `decompose_resid` and its kin; the final norm is applied
         here. `tokens` is one id, or a tensor that broadcasts to [batch pos]. The terms and
-        `decoder_final_ln.bias @ W_U[:, token]` sum to the logit.
+        `decoder_final_ln.bias @ W_U[:, token]` (where that norm has a bias) sum to the logit.
         """
         rows = self._need_model().W_U.T
         direction = rows[tokens]
@@ -200,9 +208,9 @@ class ResidualStream(Mapping[Any, Tensor]):
             )
         return self.model
 
-    @staticmethod
-    def _attentions(stack: str) -> list[str]:
-        return ["attn"] if stack == "encoder" else ["attn", "cross_attn"]
+    def _attentions(self, stack: str) -> list[str]:
+        table = self._need_model().hook_table
+        return [part for part in ("attn", "cross_attn") if f"{stack}.0.{part}.hook_z" in table]
 
     @staticmethod
     def _like(weight: Tensor, activation: Tensor) -> Tensor:

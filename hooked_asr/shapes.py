@@ -1,14 +1,17 @@
 """The axes, by name, as they stand in every signature and in the hook table.
 
 ==========  ==================================================================
-batch       clips (or rows) run together
+batch       rows of tokens run together
+clip        recordings run together: one a row, but where a prompt may hold several or none
 frame       log-mel frames, 100 a second
 n_mels      mel bins: 80, or 128 in large-v3 and turbo
 audio       encoder positions, 50 a second (the second convolution halves frames)
+pooled      encoder positions averaged two by two, 25 a second (Qwen2-Audio)
 pos         decoder positions, one for each token
 d_enc       width of the encoder's residual stream
 d_model     width of a residual stream (the decoder's, or either stack's)
 head        attention heads
+kv_head     heads of keys and values, where several query heads share one
 d_head      width of one head
 d_mlp       width inside an MLP
 d_vocab     tokens of the vocabulary
@@ -16,15 +19,30 @@ query, key  positions that attend and positions attended to
 ==========  ==================================================================
 """
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-Mel = Float[Tensor, "batch n_mels frame"]
+Mel = Float[Tensor, "clip n_mels frame"]
 Tokens = Int[Tensor, "batch pos"]
-Audio = Float[Tensor, "batch audio d_enc"]
+Positions = Int[Tensor, "#batch pos"]  # one row may stand for all
+Audio = Float[Tensor, "clip audio d_enc"]
 Resid = Float[Tensor, "batch pos d_model"]
 Heads = Float[Tensor, "batch pos head d_head"]
-Keys = Float[Tensor, "batch key head d_head"]
+Keys = Float[Tensor, "batch key kv_head d_head"]
+MelMask = Shaped[Tensor, "_ _"]  # 1 for a real frame
+TokenMask = Shaped[Tensor, "_ _"]  # 1 for a token, 0 for padding
+Mask = Bool[Tensor, "#batch 1 #query key"]  # True where a query may look
 Logits = Float[Tensor, "batch pos d_vocab"]
 
-__all__ = ["Audio", "Heads", "Keys", "Logits", "Mel", "Resid", "Tokens"]
+__all__ = [
+    "Audio",
+    "Heads",
+    "Keys",
+    "Logits",
+    "Mask",
+    "Mel",
+    "MelMask",
+    "Resid",
+    "TokenMask",
+    "Tokens",
+]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
-from hooked_asr.cli.options import FloatType, load
 from hooked_asr.cli.patch import patch
 from hooked_asr.cli.tables import new_table, show
+from hooked_asr.models.whisper import HookedWhisper
 from hooked_asr.nano import bundle
 
 _WORD, _OTHER = "green", "red"
@@ -29,7 +30,7 @@ def demo(
     one of its words.
     """
     console = Console()
-    model = load("whisper-nano", "cpu", FloatType.float32)
+    model = HookedWhisper.from_pretrained("whisper-nano", dtype=torch.float32)
     table = new_table("said", "heard", "language", "clip")
     for clip in bundle.clips():
         mel = model.to_mel(clip.path)

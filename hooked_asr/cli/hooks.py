@@ -9,7 +9,7 @@ import typer
 
 from hooked_asr.cli.options import Model
 from hooked_asr.cli.tables import new_table, show
-from hooked_asr.models.whisper import HookedWhisper
+from hooked_asr.models.families import family_of
 from hooked_asr.names import hook_table, select
 
 
@@ -22,7 +22,7 @@ def hooks(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of each clip, for the shapes.")] = 30,
 ) -> None:
     """List hook names with axes, shapes and sizes. Reads the config alone, no weights."""
-    config = HookedWhisper.config_of(model)
+    config = family_of(model).config_of(model)
     specs = hook_table(config)
     table = new_table("hook", "axes", "shape", "MiB (float32)", "lazy")
     for name in select(pattern, specs) if pattern else specs:

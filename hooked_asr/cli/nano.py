@@ -10,8 +10,9 @@ import torch
 import typer
 from rich.console import Console
 
-from hooked_asr.cli.options import Device, FloatType, check_device, load, progress
+from hooked_asr.cli.options import Device, check_device, progress
 from hooked_asr.files import written_aside
+from hooked_asr.models.whisper import HookedWhisper
 from hooked_asr.nano.recipe import Recipe
 from hooked_asr.nano.record import TrainingRecord
 from hooked_asr.weights.checkpoint import Checkpoint
@@ -101,7 +102,8 @@ def evaluate(
     from hooked_asr.nano.card import write_card
     from hooked_asr.nano.evaluation import evaluate as measure
 
-    hooked = load(model, device, FloatType.float32)
+    check_device(device)
+    hooked = HookedWhisper.from_pretrained(model, device=device, dtype=torch.float32)
     record = TrainingRecord.load(Checkpoint(model).location)
     found = measure(hooked, clips_per_language=n_clips, progress=progress())
     with written_aside(out / "CARD.json") as aside:

@@ -10,7 +10,8 @@ import torch
 import typer
 
 from hooked_asr.errors import HookedASRError
-from hooked_asr.models.whisper import HookedWhisper
+from hooked_asr.models.families import from_pretrained
+from hooked_asr.models.recogniser import Recogniser
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A checkpoint: a folder, a hub id, or whisper-nano.")
@@ -42,10 +43,35 @@ class FloatType(str, Enum):
 Dtype = Annotated[FloatType, typer.Option(help="Float type to compute in.")]
 
 
-def load(model: str, device: str, dtype: FloatType) -> HookedWhisper:
+Prompt = Annotated[
+    str | None,
+    typer.Option(help="How a model that is asked in words (Qwen2-Audio) is asked."),
+]
+
+
+class OptionError(HookedASRError):
+    """An option that the model has no use for."""
+
+
+def load(model: str, device: str, dtype: FloatType) -> Recogniser:
     """The model that the options name."""
     check_device(device)
-    return HookedWhisper.from_pretrained(model, device=device, dtype=dtype.torch)
+    return from_pretrained(model, device=device, dtype=dtype.torch)
+
+
+def asked(model: Recogniser, **options: str | None) -> dict[str, str]:
+    """How the model is asked, of the options that were given.
+
+    Raises `OptionError` for one that this kind of model is not asked by.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in model.asked_by:
+            raise OptionError(
+                f"{type(model).__name__} is not asked by --{name}, but by "
+                + " and ".join(f"--{known}" for known in model.asked_by)
+            )
+    return given
 
 
 def check_device(device: str) -> None:

@@ -13,7 +13,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from hooked_asr import patching
-from hooked_asr.cli.options import Device, Dtype, FloatType, Language, Model, load, progress
+from hooked_asr.cli.options import (
+    Device,
+    Dtype,
+    FloatType,
+    Language,
+    Model,
+    Prompt,
+    asked,
+    load,
+    progress,
+)
 from hooked_asr.cli.tables import new_table, show
 from hooked_asr.patching.inputs import patching_inputs
 from hooked_asr.patching.metric_text import METRIC_HELP
@@ -33,7 +43,7 @@ def patch(
         typer.Option(
             help="decoder.cross_attn (its heads), decoder (its components), decoder.mlp, …; @each "
             "behind it for one position at a time; may be given again.",
-            show_default="decoder.cross_attn",
+            show_default="the attention that hears the audio",
         ),
     ] = None,
     metric: Annotated[str, typer.Option(help=METRIC_HELP)] = "transcript",
@@ -47,6 +57,7 @@ def patch(
         str | None, typer.Option(help="The transcript to force; the model's own if not given.")
     ] = None,
     language: Language = None,
+    prompt: Prompt = None,
     top: Annotated[int, typer.Option(min=1, help="How many sites to print.")] = 10,
     out: Annotated[
         Path, typer.Option(help="Folder for numbers (JSON, CSV) and heatmap (HTML, PNG).")
@@ -61,10 +72,16 @@ def patch(
     where it does all that the whole reference does.
     """
     # Before anything slow: a misspelt one should not cost the sweeps of the others.
-    wishes = {chosen: patching.parse_sites(chosen) for chosen in sites or ["decoder.cross_attn"]}
+    wishes = {chosen: patching.parse_sites(chosen) for chosen in sites or []}
     hooked = load(model, device, dtype)
+    asks = asked(hooked, language=language, prompt=prompt)
+    if not wishes:
+        heads = patching.attentions(hooked.config)[-1]
+        wishes = {heads: patching.heads(heads)}
+    for wish in wishes.values():
+        wish.check(hooked.config)
     console = Console()
-    inputs = patching_inputs(hooked, audio, reference, metric, text, language, seed)
+    inputs = patching_inputs(hooked, audio, reference, metric, text, seed, **asks)
     console.print(f"text: {inputs.text}", markup=False, soft_wrap=True)
     console.print(f"metric: {inputs.metric.name}", markup=False, highlight=False)
     tables = []

@@ -9,7 +9,17 @@ import typer
 from rich.console import Console
 
 from hooked_asr import interventions
-from hooked_asr.cli.options import Device, Dtype, FloatType, Language, Model, load, progress
+from hooked_asr.cli.options import (
+    Device,
+    Dtype,
+    FloatType,
+    Language,
+    Model,
+    Prompt,
+    asked,
+    load,
+    progress,
+)
 
 
 def transcribe(
@@ -17,8 +27,10 @@ def transcribe(
     model: Model,
     language: Language = None,
     task: Annotated[
-        str, typer.Option(help="transcribe, or translate (into English).")
-    ] = "transcribe",
+        str | None,
+        typer.Option(help="transcribe, or translate (into English).", show_default="transcribe"),
+    ] = None,
+    prompt: Prompt = None,
     ablate: Annotated[
         list[str] | None,
         typer.Option(help="Set a site to zero, as in decoder.2.cross_attn.5; may be given again."),
@@ -28,9 +40,10 @@ def transcribe(
 ) -> None:
     """Transcribe recordings, greedily."""
     hooked = load(model, device, dtype)
+    asks = asked(hooked, language=language, task=task, prompt=prompt)
     hooks = [interventions.zero(site) for site in ablate or []]
     for path in audio:
-        text = hooked.transcribe(path, language, task, fwd_hooks=hooks, progress=progress())
+        text = hooked.transcribe(path, **asks, fwd_hooks=hooks, progress=progress())
         Console().print(
             f"{path.name}: {text}" if len(audio) > 1 else text, markup=False, soft_wrap=True
         )

@@ -25,10 +25,10 @@ def validate(
 ) -> None:
     """Compare every layer and the logits with the Hugging Face model's; fails where bits differ."""
     hooked = load(model, device, dtype)
-    mel, tokens = random_inputs(hooked)
+    inputs = random_inputs(hooked)
     if audio:
-        mel = hooked.to_mel(audio)
-    rows = compare(hooked, load_reference(hooked, device, dtype.torch), mel, tokens)
+        inputs["mel"] = hooked.to_mel(audio)
+    rows = compare(hooked, load_reference(hooked, device, dtype.torch), inputs)
     table = new_table("tensor", "largest difference", "largest value", "bit-equal")
     for row in rows:
         table.add_row(

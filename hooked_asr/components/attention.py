@@ -10,33 +10,47 @@ from torch.nn import functional as F
 
 from hooked_asr.components.factored import FactoredMatrix
 from hooked_asr.components.kv_cache import LayerCache
+from hooked_asr.components.mlp import bias_of
+from hooked_asr.components.rotary import Rotation
 from hooked_asr.config import StackConfig
 from hooked_asr.hooks import HookPoint, fused_unless_edited
-from hooked_asr.shapes import Audio, Heads, Keys, Resid
+from hooked_asr.shapes import Audio, Heads, Keys, Mask, Resid
 
 
 class Attention(nn.Module):
     """Self-attention, causal in a decoder.
 
-    Hooks: `hook_q`, `hook_k`, `hook_v`, `hook_z` `[batch pos head d_head]`. Lazy ones:
+    Hooks: `hook_q`, `hook_z` `[batch pos head d_head]`; `hook_k`, `hook_v`
+    `[batch pos kv_head d_head]` (as many heads, unless queries share them in groups). Lazy ones:
     `hook_attn_scores` (scaled and masked) and `hook_pattern` `[batch head query key]`; and
     `hook_result` `[batch pos head d_model]`, what each head writes to the stream (without the
     output bias).
 
     `hook_q` is the plain projection; as in the reference, it is scaled afterwards. Lazy tensors are
     computed beside the fused path, and take its place only where a hook function changed them.
+
+    `mask` says where each query may look; None where a decoder's looks back and an encoder's
+    everywhere.
     """
 
+    kernel_scale = 1.0  # Whisper scales queries before the product
+
     def __init__(
-        self, stack: StackConfig, causal: bool = False, d_source: int | None = None
+        self,
+        stack: StackConfig,
+        causal: bool = False,
+        d_source: int | None = None,
+        biased: str = "qvo",
     ) -> None:
         super().__init__()
         d_source = d_source or stack.d_model
-        self.n_heads, self.d_head, self.causal = stack.n_heads, stack.d_head, causal
-        self.q_proj = nn.Linear(stack.d_model, stack.d_model)
-        self.k_proj = nn.Linear(d_source, stack.d_model, bias=False)
-        self.v_proj = nn.Linear(d_source, stack.d_model)
-        self.o_proj = nn.Linear(stack.d_model, stack.d_model)
+        d_keys = stack.n_kv_heads * stack.d_head
+        self.n_heads, self.n_kv_heads = stack.n_heads, stack.n_kv_heads
+        self.group_size, self.d_head, self.causal = stack.group_size, stack.d_head, causal
+        self.q_proj = nn.Linear(stack.d_model, stack.d_model, "q" in biased)
+        self.k_proj = nn.Linear(d_source, d_keys, "k" in biased)
+        self.v_proj = nn.Linear(d_source, d_keys, "v" in biased)
+        self.o_proj = nn.Linear(stack.d_model, stack.d_model, "o" in biased)
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
@@ -45,22 +59,25 @@ class Attention(nn.Module):
         self.hook_z = HookPoint()
         self.hook_result = HookPoint()
 
-    def forward(self, x: Resid, past: LayerCache | None = None) -> Resid:
+    def forward(self, x: Resid, past: LayerCache | None = None, mask: Mask | None = None) -> Resid:
         k, v = self.keys_values(x)
         if past is not None:
             k, v = past.extend(k, v)
-        return self.read(x, k, v)
+        return self.read(self.query(x), k, v, mask)
 
-    def keys_values(self, source: Resid) -> tuple[Heads, Heads]:
+    def query(self, x: Resid) -> Heads:
+        """What the positions of `x` look for."""
+        return self.hook_q(self._split(self.q_proj(x))) * self.d_head**-0.5
+
+    def keys_values(self, source: Resid | None) -> tuple[Heads, Heads]:
         """The keys and values that `source` offers."""
         k = self.hook_k(self._split(self.k_proj(source)))
         v = self.hook_v(self._split(self.v_proj(source)))
         return k, v
 
-    def read(self, x: Resid, k: Keys, v: Keys) -> Resid:
-        """What the positions of `x` read from keys and values, written to the stream."""
-        q = self.hook_q(self._split(self.q_proj(x))) * self.d_head**-0.5
-        z = self.hook_z(self._attend(q, k, v))
+    def read(self, q: Heads, k: Keys, v: Keys, mask: Mask | None = None) -> Resid:
+        """What queries read from keys and values, written to the stream."""
+        z = self.hook_z(self._attend(q, k, v, mask))
         if not self.hook_result.active:
             return self.o_proj(z.flatten(-2))
         result, edited = self.hook_result.watch(self.result(z))
@@ -77,58 +94,74 @@ class Attention(nn.Module):
             z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model"
         )
 
-    def _attend(self, q: Heads, k: Keys, v: Keys) -> Heads:
+    def _attend(self, q: Heads, k: Keys, v: Keys, mask: Mask | None) -> Heads:
         if not (self.hook_attn_scores.active or self.hook_pattern.active):
-            return self._fused(q, k, v)
-        pattern, edited = self._pattern(q, k)
+            return self._fused(q, k, v, mask)
+        pattern, edited = self._pattern(q, k, mask)
         return fused_unless_edited(
             pattern,
             edited,
-            fused=lambda: self._fused(q, k, v),
+            fused=lambda: self._fused(q, k, v, mask),
             explicit=lambda: einsum(
-                pattern, v, "batch head query key, batch key head d_head -> batch query head d_head"
+                pattern,
+                self._for_each_query_head(v),
+                "batch head query key, batch key head d_head -> batch query head d_head",
             ),
         )
 
-    def _fused(self, q: Heads, k: Keys, v: Keys) -> Heads:
+    def _fused(self, q: Heads, k: Keys, v: Keys, mask: Mask | None) -> Heads:
         n_query, n_key = q.shape[1], k.shape[1]
         # The kernel's own causal mask fits only a square map.
-        square = self.causal and n_query > 1 and n_query == n_key
+        square = mask is None and self.causal and n_query > 1 and n_query == n_key
+        if mask is None and not square:
+            mask = self._causal_mask(n_query, n_key, q.device)
+        # With a mask, the kernels that share keys between queries are slow.
+        grouped = self.group_size > 1 and mask is None
+        if not grouped:
+            k, v = self._for_each_query_head(k), self._for_each_query_head(v)
         return F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
-            attn_mask=None if square else self._mask(n_query, n_key, q.device),
+            attn_mask=mask,
             is_causal=square,
-            scale=1.0,
+            scale=self.kernel_scale,
+            enable_gqa=grouped,
         ).transpose(1, 2)
 
-    def _pattern(self, q: Heads, k: Keys) -> tuple[Float[Tensor, "batch head query key"], bool]:
+    def _pattern(
+        self, q: Heads, k: Keys, mask: Mask | None
+    ) -> tuple[Float[Tensor, "batch head query key"], bool]:
         """Where each query looks, and whether a hook function had a hand in it."""
-        scores = einsum(
-            q, k, "batch query head d_head, batch key head d_head -> batch head query key"
+        scores = self.kernel_scale * einsum(
+            q,
+            self._for_each_query_head(k),
+            "batch query head d_head, batch key head d_head -> batch head query key",
         )
-        mask = self._mask(q.shape[1], k.shape[1], q.device)
+        if mask is None:
+            mask = self._causal_mask(q.shape[1], k.shape[1], q.device)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         scores, scores_edited = self.hook_attn_scores.watch(scores)
-        pattern, edited = self.hook_pattern.watch(scores.softmax(-1))
+        pattern = scores.softmax(-1)
+        if mask is not None:  # a query that may look nowhere, as padding on the left, reads nothing
+            pattern = pattern.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+        pattern, edited = self.hook_pattern.watch(pattern)
         return pattern, edited or scores_edited
 
-    def _mask(
+    def _causal_mask(
         self, n_query: int, n_key: int, device: torch.device
     ) -> Bool[Tensor, "query key"] | None:
-        """True where a query may look; None where it may look everywhere.
-
-        The queries are the last positions of the keys, all of them but in cached decoding.
-        """
+        """True where a query may look; None where it may look everywhere."""
         if not self.causal or n_query == 1:
             return None
-        may_look = torch.ones(n_query, n_key, dtype=torch.bool, device=device)
-        return may_look.tril(n_key - n_query)
+        return looking_back(n_query, n_key, device)
+
+    def _for_each_query_head(self, keys: Keys) -> Float[Tensor, "batch key head d_head"]:
+        return keys if self.group_size == 1 else keys.repeat_interleave(self.group_size, dim=2)
 
     def _split(self, x: Resid) -> Heads:
-        return x.unflatten(-1, (self.n_heads, self.d_head))
+        return x.unflatten(-1, (-1, self.d_head))
 
     # --- Weights in the field's shapes: views, never copies ---------------------------------------
 
@@ -137,46 +170,83 @@ class Attention(nn.Module):
         return self._by_head(self.q_proj.weight)
 
     @property
-    def W_K(self) -> Float[Tensor, "head d_model d_head"]:
+    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
         return self._by_head(self.k_proj.weight)
 
     @property
-    def W_V(self) -> Float[Tensor, "head d_model d_head"]:
+    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
         return self._by_head(self.v_proj.weight)
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        return self.o_proj.weight.T.unflatten(0, (self.n_heads, self.d_head))
+        return self.o_proj.weight.T.unflatten(0, (-1, self.d_head))
 
     @property
     def b_Q(self) -> Float[Tensor, "head d_head"]:
-        return self.q_proj.bias.unflatten(0, (self.n_heads, self.d_head))
+        return bias_of(self.q_proj).unflatten(0, (-1, self.d_head))
 
     @property
-    def b_K(self) -> Float[Tensor, "head d_head"]:
-        """Zeros: the key projection has no bias."""
-        return torch.zeros_like(self.b_V)
+    def b_K(self) -> Float[Tensor, "kv_head d_head"]:
+        """Zeros where the key projection has no bias, as in Whisper."""
+        return bias_of(self.k_proj).unflatten(0, (-1, self.d_head))
 
     @property
-    def b_V(self) -> Float[Tensor, "head d_head"]:
-        return self.v_proj.bias.unflatten(0, (self.n_heads, self.d_head))
+    def b_V(self) -> Float[Tensor, "kv_head d_head"]:
+        return bias_of(self.v_proj).unflatten(0, (-1, self.d_head))
 
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:
-        return self.o_proj.bias
+        """Zeros where the output projection has no bias, as in Qwen2."""
+        return bias_of(self.o_proj)
 
     @property
     def QK(self) -> FactoredMatrix:
         """`W_Q @ W_K.T` of each head, `[head d_model d_model]`: who looks at whom (unscaled)."""
-        return FactoredMatrix(self.W_Q, self.W_K.mT)
+        return FactoredMatrix(self.W_Q, self._of_each_query_head(self.W_K).mT)
 
     @property
     def OV(self) -> FactoredMatrix:
         """`W_V @ W_O` of each head, `[head d_model d_model]`: what a look writes."""
-        return FactoredMatrix(self.W_V, self.W_O)
+        return FactoredMatrix(self._of_each_query_head(self.W_V), self.W_O)
 
-    def _by_head(self, weight: Tensor) -> Float[Tensor, "head d_model d_head"]:
-        return weight.unflatten(0, (self.n_heads, self.d_head)).mT
+    def _by_head(self, weight: Tensor) -> Float[Tensor, "_ d_model d_head"]:
+        return weight.unflatten(0, (-1, self.d_head)).mT
+
+    def _of_each_query_head(self, weight: Tensor) -> Float[Tensor, "head d_model d_head"]:
+        return weight if self.group_size == 1 else weight.repeat_interleave(self.group_size, dim=0)
+
+
+class RotaryAttention(Attention):
+    """Causal self-attention whose queries and keys are turned by their positions (Qwen2).
+
+    Hooks `hook_rot_q` `[batch pos head d_head]` and `hook_rot_k` `[batch pos kv_head d_head]` are
+    behind the rotation, `hook_q` and `hook_k` before it. Scores are scaled after the product.
+    """
+
+    def __init__(self, stack: StackConfig) -> None:
+        super().__init__(stack, causal=True, biased="qkv")
+        self.kernel_scale = self.d_head**-0.5
+        self.hook_rot_q = HookPoint()
+        self.hook_rot_k = HookPoint()
+
+    def forward(  # type: ignore[override]  # positions are not in its stream
+        self,
+        x: Resid,
+        rotation: Rotation,
+        past: LayerCache | None = None,
+        mask: Mask | None = None,
+    ) -> Resid:
+        k, v = self.keys_values(x)
+        k = self.hook_rot_k(rotation(k))
+        if past is not None:
+            k, v = past.extend(k, v)
+        q = self.hook_rot_q(rotation(self.query(x)))
+        return self.read(q, k, v, mask)
+
+    def query(self, x: Resid) -> Heads:
+        """What the positions of `x` look for, before the rotation."""
+        q: Heads = self.hook_q(self._split(self.q_proj(x)))
+        return q
 
 
 class CrossAttention(Attention):
@@ -190,8 +260,20 @@ class CrossAttention(Attention):
         super().__init__(stack, d_source=d_source)
 
     def forward(  # type: ignore[override]  # it reads from a second stream
-        self, x: Resid, audio: Audio, past: LayerCache | None = None
+        self, x: Resid, audio: Audio | None, past: LayerCache | None = None
     ) -> Resid:
+        """`audio` may be None where `past` has its keys and values."""
         if past is None:
-            return self.read(x, *self.keys_values(audio))
-        return self.read(x, *past.audio(lambda: self.keys_values(audio)))
+            k, v = self.keys_values(audio)
+        else:
+            k, v = past.audio(lambda: self.keys_values(audio))
+        return self.read(self.query(x), k, v)
+
+
+def looking_back(n_query: int, n_key: int, device: torch.device) -> Bool[Tensor, "query key"]:
+    """True where a query may look: at itself and what comes before.
+
+    The queries are the last positions of the keys, all of them but in cached decoding.
+    """
+    may_look = torch.ones(n_query, n_key, dtype=torch.bool, device=device)
+    return may_look.tril(n_key - n_query)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooked_asr.hooks import HookPoint
-from hooked_asr.shapes import Logits, Resid
+from hooked_asr.shapes import Audio, Logits, Resid
 
 
 class PositionEmbedding(nn.Module):
@@ -19,8 +19,20 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_ctx, d_model), requires_grad=trained)
 
-    def forward(self, n_pos: int, offset: int = 0) -> Float[Tensor, "pos d_model"]:
-        return self.weight[offset : offset + n_pos]
+    def forward(self, position_ids: Int[Tensor, "*rows pos"]) -> Float[Tensor, "*rows pos d_model"]:
+        return self.weight[position_ids]
+
+
+class Projector(nn.Linear):
+    """From the encoder's width to the decoder's. Hook: `hook_out` `[clip pooled d_model]`."""
+
+    def __init__(self, d_enc: int, d_model: int) -> None:
+        super().__init__(d_enc, d_model)
+        self.hook_out = HookPoint()
+
+    def forward(self, x: Audio) -> Resid:
+        out: Resid = self.hook_out(super().forward(x))
+        return out
 
 
 class Unembed(nn.Linear):

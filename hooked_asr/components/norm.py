@@ -1,4 +1,4 @@
-"""Layer normalisation that shows its scale."""
+"""Normalisation that shows its scale."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hooked_asr.config import StackConfig
 from hooked_asr.hooks import HookPoint, fused_unless_edited
 
 Stream = Float[Tensor, "*axes d_model"]
+Scale = Float[Tensor, "*axes 1"]
 
 
-class LayerNorm(nn.Module):
-    """`(x - mean) / scale * weight + bias`, with `scale = sqrt(var + eps)`.
+class Norm(nn.Module):
+    """`centred(x) / scale * weight + bias`.
 
     Hooks: `hook_scale` `[batch pos 1]`; `hook_normalized` `[batch pos d_model]`, before weight and
     bias. Both are computed beside the fused norm while something watches, and replace it only where
     a hook function changed them.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, d_model: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(d_model))
-        self.bias = nn.Parameter(torch.zeros(d_model))
+        self.register_parameter("bias", None)
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 
@@ -36,20 +40,63 @@ class LayerNorm(nn.Module):
             normalized,
             edited,
             fused=lambda: self._fused(x),
-            explicit=lambda: normalized * self.weight + self.bias,
+            explicit=lambda: self._affine(normalized),
         )
 
-    def with_scale(self, x: Stream, scale: Float[Tensor, "*axes 1"]) -> Stream:
+    def with_scale(self, x: Stream, scale: Scale) -> Stream:
         """The norm with its scale given and without its bias: linear in `x`."""
-        return (x - x.mean(-1, keepdim=True)) / scale * self.weight.to(x.device, x.dtype)
+        return self._centred(x) / scale * self.weight.to(x.device, x.dtype)
 
     def _fused(self, x: Stream) -> Stream:
-        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
+        raise NotImplementedError
+
+    def _centred(self, x: Stream) -> Stream:
+        raise NotImplementedError
+
+    def _affine(self, normalized: Stream) -> Stream:
+        weighted = normalized * self.weight
+        return weighted if self.bias is None else weighted + self.bias
 
     def _normalize(self, x: Stream) -> tuple[Stream, bool]:
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        centred = wide - wide.mean(-1, keepdim=True)
+        centred = self._centred(wide)
         exact_scale = (centred.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
         scale, scale_edited = self.hook_scale.watch(exact_scale.to(x.dtype))
         normalized, edited = self.hook_normalized.watch((centred / scale).to(x.dtype))
         return normalized, edited or scale_edited
+
+
+class LayerNorm(Norm):
+    """Centred on the mean; `scale = sqrt(variance + eps)`."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__(d_model, eps)
+        self.bias = nn.Parameter(torch.zeros(d_model))
+
+    def _fused(self, x: Stream) -> Stream:
+        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
+
+    def _centred(self, x: Stream) -> Stream:
+        return x - x.mean(-1, keepdim=True)
+
+
+class RMSNorm(Norm):
+    """Not centred, and without a bias; `scale = sqrt(mean of squares + eps)`.
+
+    Source: "Root Mean Square Layer Normalization" (2019), equation 4.
+    """
+
+    def _fused(self, x: Stream) -> Stream:
+        # Operation by operation the reference's, which PyTorch's own kernel rounds otherwise.
+        wide = x.float()
+        normalized = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * normalized.to(x.dtype)
+
+    def _centred(self, x: Stream) -> Stream:
+        return x
+
+
+def norm(stack: StackConfig) -> Norm:
+    """The kind of norm that a stack has."""
+    kind = RMSNorm if stack.rms_norm else LayerNorm
+    return kind(stack.d_model, stack.norm_eps)

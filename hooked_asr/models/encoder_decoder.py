@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from hooked_asr.components.block import Block, CrossBlock
+from hooked_asr.components.attention import Attention, looking_back
+from hooked_asr.components.block import CrossBlock, EncoderBlock
 from hooked_asr.components.embed import PositionEmbedding, Unembed, sinusoids
 from hooked_asr.components.front_end import Conv, InnerConv
 from hooked_asr.components.kv_cache import KVCache
-from hooked_asr.components.norm import LayerNorm
+from hooked_asr.components.norm import norm
 from hooked_asr.config import ModelConfig
-from hooked_asr.errors import HookedASRError
 from hooked_asr.hooks import HookedModule, HookPoint
+from hooked_asr.models import inputs as check
+from hooked_asr.models.inputs import InputError
 from hooked_asr.names import Selector, hook_table, select
-from hooked_asr.shapes import Audio, Logits, Mel, Resid, Tokens
-
-
-class InputError(HookedASRError):
-    """An input the model cannot take: what it was, what the model takes."""
+from hooked_asr.shapes import Audio, Logits, Mask, Mel, MelMask, Positions, Resid, TokenMask, Tokens
 
 
 class HookedEncoderDecoder(HookedModule):
-    """A speech recogniser: log-mel frames -> encoder -> decoder with cross-attention -> logits.
+    """A speech recogniser: log-mel frames -> encoder -> decoder -> logits.
+
+    As it stands, its decoder has cross-attention to the encoder's output (Whisper); in a
+    `audio_prefix.PrefixEncoderDecoder` that output stands among the decoder's own tokens.
 
     `HookedEncoderDecoder(config)` has fresh weights, drawn as the reference draws them. It is an
     ordinary `nn.Module`.
@@ -43,17 +44,16 @@ class HookedEncoderDecoder(HookedModule):
         self.hook_embed = HookPoint()
         self.encoder_pos_embed = PositionEmbedding(config.encoder.n_ctx, d_enc, trained=False)
         self.hook_pos_embed = HookPoint()
-        self.encoder = nn.ModuleList(Block(config.encoder) for _ in range(config.encoder.n_layers))
-        self.encoder_final_ln = LayerNorm(d_enc, config.encoder.norm_eps)
+        self.encoder = nn.ModuleList(
+            EncoderBlock(config.encoder, Attention(config.encoder))
+            for _ in range(config.encoder.n_layers)
+        )
+        self.encoder_final_ln = norm(config.encoder)
         self.hook_encoder_out = HookPoint()
         self.embed = nn.Embedding(config.d_vocab, d_model)
         self.hook_decoder_embed = HookPoint()
-        self.decoder_pos_embed = PositionEmbedding(config.decoder.n_ctx, d_model)
-        self.hook_decoder_pos_embed = HookPoint()
-        self.decoder = nn.ModuleList(
-            CrossBlock(config.decoder, d_enc) for _ in range(config.decoder.n_layers)
-        )
-        self.decoder_final_ln = LayerNorm(d_model, config.decoder.norm_eps)
+        self._add_decoder()
+        self.decoder_final_ln = norm(config.decoder)
         self.unembed = Unembed(d_model, config.d_vocab)
         self._name_hook_points(hook_table(config))
         self.tie_weights()
@@ -66,6 +66,8 @@ class HookedEncoderDecoder(HookedModule):
         mel: Mel | None = None,
         tokens: Tokens | None = None,
         *,
+        mel_mask: MelMask | None = None,
+        attention_mask: TokenMask | None = None,
         audio: Audio | None = None,
         resid: Resid | Audio | None = None,
         start_at: str | None = None,
@@ -73,30 +75,40 @@ class HookedEncoderDecoder(HookedModule):
     ) -> Tensor:
         """Logits `[batch pos d_vocab]`: at each position, of the token that comes next.
 
+        - `attention_mask` `[batch pos]`: 1 for a token, 0 for padding before or behind them.
+        - `mel_mask` `[clip frame]`: 1 for a real frame, 0 for padding behind them. Whisper hears
+          the whole window, and takes none.
         - `audio` in place of `mel`: an encoder output, as `encode` gives it.
-        - `start_at="decoder.2"`: `resid` enters that layer (with `audio`, for the decoder), and
-          nothing before it runs.
+        - `start_at="decoder.2"`: `resid` enters that layer (with `audio`, for a decoder with
+          cross-attention), and nothing before it runs.
         - `stop_at="encoder.3"`: return the residual stream that would enter that layer; the number
           of layers itself means the stream behind the last one, before the final norm.
 
         Raises `InputError` for inputs the model cannot take.
         """
-        start_stack, start = self._place(start_at, "start_at")
-        stop_stack, stop = self._place(stop_at, "stop_at")
+        start_stack, start = check.place(start_at, "start_at")
+        stop_stack, stop = check.place(stop_at, "stop_at")
+        masks: dict[str, Any] = {"mel_mask": mel_mask, "attention_mask": attention_mask}
         given: dict[str, Any] = {"mel": mel, "tokens": tokens, "audio": audio, "resid": resid}
-        self._check_inputs(given, start_stack, stop_stack)
+        self._check_inputs({**given, **masks}, start_stack, stop_stack)
         if start_stack == "decoder":
-            return self.decode(given["resid"], given["audio"], start_at=start, stop_at=stop)
+            return self.decode(
+                given["resid"], given["audio"], start_at=start, stop_at=stop, **masks
+            )
         encoded = given["audio"]
-        if encoded is None:
-            source = given["mel"] if start is None else given["resid"]
+        source = given["mel"] if start is None else given["resid"]
+        if source is not None:
             if stop_stack == "encoder":
-                return self.encode(source, start_at=start, stop_at=stop)
-            encoded = self.encode(source, start_at=start)
-        return self.decode(given["tokens"], encoded, stop_at=stop)
+                return self.encode(source, mel_mask, start, stop)
+            encoded = self.encode(source, mel_mask, start)
+        return self.decode(given["tokens"], encoded, stop_at=stop, **masks)
 
     def encode(
-        self, mel: Mel | Resid, start_at: int | None = None, stop_at: int | None = None
+        self,
+        mel: Mel | Resid,
+        mel_mask: MelMask | None = None,
+        start_at: int | None = None,
+        stop_at: int | None = None,
     ) -> Audio:
         """The encoder's output `[batch audio d_enc]`, behind its final norm.
 
@@ -105,54 +117,81 @@ class HookedEncoderDecoder(HookedModule):
         """
         start, stop = self._span("encoder", start_at, stop_at)
         if start_at is None:
-            resid = self._front_end(self._checked_mel(mel))
+            check.mel(mel, self.config)
+            resid = self._front_end(mel.to(self.device, self.dtype))
         else:
             resid = self._entering("encoder", start, mel)
+        mask = self._encoder_mask(resid.shape[0], mel_mask)
         for block in self.encoder[start:stop]:
-            resid = block(resid)
+            resid = block(resid, mask=mask)
         if stop_at is not None:
             return resid
-        out: Audio = self.hook_encoder_out(self.encoder_final_ln(resid))
-        return out
+        return self._encoder_tail(resid)
 
     def decode(
         self,
         tokens: Tokens | Resid,
-        audio: Audio,
+        audio: Audio | None = None,
         start_at: int | None = None,
         stop_at: int | None = None,
         past: KVCache | None = None,
+        attention_mask: TokenMask | None = None,
+        position_ids: Positions | None = None,
+        mel_mask: MelMask | None = None,
     ) -> Logits | Resid:
         """Logits `[batch pos d_vocab]` for tokens, given an encoder output.
 
-        With `start_at`, `tokens` is the residual stream `[batch pos d_model]` that enters that
-        layer. With `stop_at`, returns the stream that would enter that layer. With `past`, only the
-        tokens that are new since the last call are given.
+        - With `start_at`, `tokens` is the residual stream `[batch pos d_model]` that enters that
+          layer. With `stop_at`, returns the stream that would enter that layer.
+        - With `past`, only the tokens that are new since the last call are given;
+          `attention_mask` then covers those in the past too.
+        - `position_ids` `[batch pos]`: the position that each token counts as; by default its
+          place in the row, padding included.
         """
         start, stop = self._span("decoder", start_at, stop_at)
         offset = past.length if past else 0
         with self.clock.at(offset):
             if start_at is None:
-                resid = self._token_stream(self._checked_tokens(tokens, offset), offset)
+                check.tokens(tokens, self.config, offset)
+                tokens = tokens.to(self.device)
+                position_ids = self._positions(position_ids, tokens, offset)
+                resid = self._token_stream(tokens, audio, position_ids, mel_mask)
             else:
                 resid = self._entering("decoder", start, tokens)
-            audio = self._checked_audio(audio, resid.shape[0])
+                position_ids = self._positions(position_ids, resid, offset)
             if past:
                 past.check(len(self.decoder), *resid.shape[:2])
+            mask = self._decoder_mask(attention_mask, resid, offset)
+            around = self._around(resid, audio, position_ids, past)
             for i in range(start, stop):
-                resid = self.decoder[i](resid, audio, past.layers[i] if past else None)
+                layer_past = past.layers[i] if past else None
+                resid = self.decoder[i](resid, past=layer_past, mask=mask, **around)
             return resid if stop_at is not None else self.unembed(self.decoder_final_ln(resid))
+
+    def encoded(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The same inputs of `forward`, with the encoder's output in place of the log-mel frames.
+
+        For many decoder runs on one run of the encoder. Text alone stays as it is.
+        """
+        rest = {name: value for name, value in inputs.items() if name != "mel"}
+        if inputs.get("mel") is None:
+            return rest
+        mel_mask = {"mel_mask": inputs["mel_mask"]} if "mel_mask" in inputs else {}
+        return {"audio": self.encode(inputs["mel"], **mel_mask), **rest}
+
+    def _positions(
+        self, position_ids: Positions | None, rows: Shaped[Tensor, "batch pos ..."], offset: int
+    ) -> Positions:
+        if position_ids is None:
+            return torch.arange(offset, offset + rows.shape[1], device=self.device)[None]
+        check.position_ids(position_ids, rows)
+        return position_ids.to(self.device)
 
     def _front_end(self, mel: Mel) -> Resid:
         mel = self.hook_mel((mel.clone() if self.hook_mel.active else mel).mT).mT
         embed = self.hook_embed(self.conv2(self.conv1(mel)).mT)
-        position = self.encoder_pos_embed(embed.shape[1])
+        position = self.encoder_pos_embed.weight
         return embed + _as_activation(position, self.hook_pos_embed, embed)
-
-    def _token_stream(self, tokens: Tokens, offset: int) -> Resid:
-        embed = self.hook_decoder_embed(self.embed(tokens))
-        position = self.decoder_pos_embed(tokens.shape[1], offset)
-        return embed + _as_activation(position, self.hook_decoder_pos_embed, embed)
 
     def _entering(self, stack: str, layer: int, resid: Resid) -> Resid:
         """A residual stream handed in by the caller, who keeps it as it is."""
@@ -166,17 +205,61 @@ class HookedEncoderDecoder(HookedModule):
         hooked = layer < own.n_layers and blocks[layer].hook_resid_pre.active
         return resid.clone() if hooked else resid
 
-    # --- What goes in -----------------------------------------------------------------------------
+    # --- How the decoder reads the audio: by cross-attention --------------------------------------
 
-    def _place(self, place: str | None, argument: str) -> tuple[str | None, int | None]:
-        if place is None:
-            return None, None
-        match = re.fullmatch(r"(encoder|decoder)\.(\d+)", place)
-        if match is None:
-            raise InputError(
-                f"{argument} is a stack and a layer, like 'encoder.2' or 'decoder.0'; got {place!r}"
-            )
-        return match[1], int(match[2])
+    def _add_decoder(self) -> None:
+        """The modules between the encoder's final norm and the decoder's."""
+        own, d_enc = self.config.decoder, self.config.encoder.d_model
+        self.decoder_pos_embed = PositionEmbedding(own.n_ctx, own.d_model)
+        self.hook_decoder_pos_embed = HookPoint()
+        self.decoder = nn.ModuleList(CrossBlock(own, d_enc) for _ in range(own.n_layers))
+
+    def pool(self, resid: Float[Tensor, "*axes audio d_enc"]) -> Float[Tensor, "*axes _ d_enc"]:
+        """The encoder's stream as its final norm reads it: here as it is."""
+        return resid
+
+    def _encoder_tail(self, resid: Resid) -> Audio:
+        """From behind the encoder's last layer to its output."""
+        out: Audio = self.hook_encoder_out(self.encoder_final_ln(resid))
+        return out
+
+    def _token_stream(
+        self, tokens: Tokens, audio: Audio | None, position_ids: Positions, mel_mask: MelMask | None
+    ) -> Resid:
+        """What enters the decoder's first layer."""
+        embed = self.hook_decoder_embed(self.embed(tokens))
+        position = self.decoder_pos_embed(position_ids)
+        return embed + _as_activation(position, self.hook_decoder_pos_embed, embed)
+
+    def _around(
+        self, resid: Resid, audio: Audio | None, position_ids: Positions, past: KVCache | None
+    ) -> dict[str, Any]:
+        """What every decoder block is given beside its stream."""
+        if audio is None and past and past.length:  # its keys and values are kept
+            return {"audio": None}
+        audio = check.audio(audio, self.config, resid.shape[0])
+        return {"audio": audio.to(self.device, self.dtype)}
+
+    def _encoder_mask(self, n_clips: int, mel_mask: MelMask | None) -> Mask | None:
+        """Where the encoder's queries may look; None for everywhere."""
+        if mel_mask is not None:
+            raise InputError("this model hears the whole window, padding and all: no mel_mask")
+        return None
+
+    def _decoder_mask(
+        self, attention_mask: TokenMask | None, resid: Resid, offset: int
+    ) -> Mask | None:
+        """Where the decoder's queries may look; None for all that comes before."""
+        if attention_mask is None:
+            return None
+        n_new = resid.shape[1]
+        check.attention_mask(attention_mask, resid.shape[0], offset + n_new)
+        real = attention_mask.to(self.device, torch.bool)
+        if real.all():
+            return None
+        return looking_back(n_new, offset + n_new, real.device) & real[:, None, None]
+
+    # --- What goes in -----------------------------------------------------------------------------
 
     def _span(self, stack: str, start: int | None, stop: int | None) -> tuple[int, int]:
         n_layers = self.config.stack(stack).n_layers
@@ -188,64 +271,26 @@ class HookedEncoderDecoder(HookedModule):
             )
         return first, last
 
-    @staticmethod
-    def _check_inputs(given: dict[str, Any], start: str | None, stop: str | None) -> None:
+    def _check_inputs(self, given: dict[str, Any], start: str | None, stop: str | None) -> None:
         """Exactly the inputs that a run between these places takes."""
-        audio = given["audio"] is not None
-        if (start, stop) == ("decoder", "encoder") or (audio and stop == "encoder"):
+        if (start, stop) == ("decoder", "encoder") or (
+            given["audio"] is not None and stop == "encoder"
+        ):
             raise InputError("the encoder comes before the decoder: this run would stop first")
-        needed = {"resid"} if start else {"audio"} if audio else {"mel"}
-        if start == "decoder":
-            needed.add("audio")
-        elif stop != "encoder":
-            needed.add("tokens")
-        got = {name for name, value in given.items() if value is not None}
+        needed = self._needed(given, start, stop)
+        masks = ("mel_mask", "attention_mask")  # which may always be left out
+        got = {name for name, value in given.items() if value is not None and name not in masks}
         if got != needed:
             raise InputError(
                 f"this run takes {' and '.join(sorted(needed))}; "
                 f"got {' and '.join(sorted(got)) or 'nothing'}"
             )
 
-    def _checked_mel(self, mel: Mel) -> Mel:
-        n_mels, n_frames = self.config.front_end.n_mels, self.config.n_frames
-        if mel.ndim != 3 or mel.shape[1:] != (n_mels, n_frames):
-            raise InputError(
-                f"this model takes log-mel frames of shape [batch {n_mels} {n_frames}] "
-                f"(batch, mel bins, frames); got {list(mel.shape)}. "
-                "model.to_mel makes them from any recording"
-            )
-        if not mel.is_floating_point():
-            raise InputError(f"log-mel frames are floats; got {mel.dtype}")
-        return mel.to(self.device, self.dtype)
-
-    def _checked_tokens(
-        self, tokens: Int[Tensor, "batch pos"], offset: int
-    ) -> Int[Tensor, "batch pos"]:
-        d_vocab, n_ctx = self.config.d_vocab, self.config.decoder.n_ctx
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] == 0:
-            raise InputError(
-                "tokens are integers of shape [batch pos], at least one of them; got "
-                f"{tokens.dtype} of shape {list(tokens.shape)}"
-            )
-        if offset + tokens.shape[1] > n_ctx:
-            raise InputError(
-                f"the decoder has {n_ctx} positions; got {offset + tokens.shape[1]} tokens: "
-                "give a shorter text"
-            )
-        low, high = torch.aminmax(tokens)
-        if low < 0 or high >= d_vocab:
-            wrong = int(low if low < 0 else high)
-            raise InputError(f"tokens are 0 to {d_vocab - 1}; got {wrong}")
-        return tokens.to(self.device)
-
-    def _checked_audio(self, audio: Audio, batch: int) -> Audio:
-        expected = (batch, self.config.encoder.n_ctx, self.config.encoder.d_model)
-        if tuple(audio.shape) != expected:
-            raise InputError(
-                f"for {batch} rows of tokens the encoder output must be {list(expected)} "
-                f"(batch, audio, d_enc); got {list(audio.shape)}"
-            )
-        return audio.to(self.device, self.dtype)
+    def _needed(self, given: dict[str, Any], start: str | None, stop: str | None) -> set[str]:
+        if start == "decoder":
+            return {"resid", "audio"}
+        source = "resid" if start else "mel" if given["audio"] is None else "audio"
+        return {source} if stop == "encoder" else {source, "tokens"}
 
     # --- Weights ----------------------------------------------------------------------------------
 
@@ -306,7 +351,7 @@ class HookedEncoderDecoder(HookedModule):
 
 
 def _as_activation(
-    position: Float[Tensor, "pos d_model"], hook: HookPoint, embed: Resid
+    position: Float[Tensor, "*_ pos d_model"], hook: HookPoint, embed: Resid
 ) -> Float[Tensor, "... pos d_model"]:
     """Positions are weights: a hook function gets a copy of them for each clip to edit."""
     return hook(position.expand_as(embed).clone()) if hook.active else position

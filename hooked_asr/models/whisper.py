@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
 
-from hooked_asr.audio import log_mel
-from hooked_asr.generation import end_tokens, greedy
+from hooked_asr.generation import GenerationError, end_tokens, greedy
 from hooked_asr.hooks import Hooks
-from hooked_asr.models.encoder_decoder import InputError
-from hooked_asr.models.pretrained import PretrainedModel
+from hooked_asr.models.recogniser import Recogniser
 from hooked_asr.models.whisper_prompt import is_multilingual, prompt_tokens
-from hooked_asr.shapes import Audio, Logits, Mel, Tokens
+from hooked_asr.shapes import Audio, Mel, Tokens
 from hooked_asr.weights.whisper import WHISPER
 
 
-class HookedWhisper(PretrainedModel):
+class HookedWhisper(Recogniser):
     """Any Whisper, from its config alone: tiny to large-v3, English-only, turbo, distilled.
 
     What a config says of regularisation in training (dropout, layer drop, SpecAugment) is kept for
@@ -36,19 +31,9 @@ class HookedWhisper(PretrainedModel):
     """
 
     source = WHISPER
+    asked_by = ("language", "task")
 
     # --- Sound and text in ------------------------------------------------------------------------
-
-    def to_mel(self, audio: Any, sample_rate: int | None = None) -> Mel:
-        """Log-mel frames `[batch n_mels frame]`, by the checkpoint's own feature extractor.
-
-        `audio` is a path, an array or tensor of samples (with its `sample_rate` in Hz, 16 kHz if
-        not said), or a list of these; a window (30 s) long at most, shorter clips are padded.
-
-        Raises `AudioError` for what cannot be read or is too long.
-        """
-        mel = log_mel(audio, self._feature_extractor, sample_rate)
-        return mel.to(self.device, self.dtype)
 
     def prompt(
         self, language: str | None = None, task: str = "transcribe", timestamps: bool = False
@@ -58,6 +43,21 @@ class HookedWhisper(PretrainedModel):
         Raises `PromptError` for a language or a task that the checkpoint lacks.
         """
         return prompt_tokens(self.generation_config, language, task, timestamps)
+
+    def to_inputs(
+        self,
+        audio: Any,
+        text: str | Sequence[str] | None = None,
+        sample_rate: int | None = None,
+        **prompt: Any,
+    ) -> dict[str, Tensor]:
+        """The inputs of a forward, `mel` and `tokens`: the prompt alone, or `text` behind it.
+
+        `prompt`: language, task and timestamps, as `to_tokens` takes them.
+        """
+        mel = self.to_mel(audio, sample_rate)
+        tokens = self.to_tokens([""] * len(mel) if text is None else text, **prompt)
+        return {"mel": mel, "tokens": tokens}
 
     def to_tokens(
         self,
@@ -82,26 +82,6 @@ class HookedWhisper(PretrainedModel):
         padded = [row + [end] * (longest - len(row)) for row in rows]
         return torch.tensor(padded, device=self.device)
 
-    def to_string(self, tokens: Sequence[int] | Tensor, special: bool = True) -> str:
-        """The text of one row of token ids; `special=False` leaves Whisper's own tokens out."""
-        ids = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
-        return str(self._tokenizer.decode(ids, skip_special_tokens=not special))
-
-    def to_str_tokens(self, tokens: Tokens | Sequence[int]) -> list[str]:
-        """The text of each token of one row, for labels."""
-        ids = tokens.flatten().tolist() if isinstance(tokens, Tensor) else list(tokens)
-        return [str(self._tokenizer.decode([token])) for token in ids]
-
-    def to_single_token(self, text: str) -> int:
-        """The id of a text that is one token, such as " ask" or "<|endoftext|>".
-
-        Raises `InputError` for a text that is several.
-        """
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) != 1:
-            raise InputError(f"{text!r} is {len(ids)} tokens: {self.to_str_tokens(ids)}")
-        return int(ids[0])
-
     # --- Text out ---------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -123,13 +103,11 @@ class HookedWhisper(PretrainedModel):
         clip.
         """
         mel = audio if _is_mel(audio) else self.to_mel(audio, sample_rate)
-        with self._attach(fwd_hooks) as hooks:
+        with self.decoding_hooks(fwd_hooks):
             encoded = self.encode(mel)
             prompt = self._prompts(encoded, language, task)
-            rows = greedy(self, encoded, prompt, max_length, progress)
-        for hook in hooks:
-            if hook.idle:  # where a transcript ends is not known before
-                warnings.warn(hook.idle, stacklevel=3)  # past no_grad's wrapper
+            limit = self.token_limit(prompt.shape[1], max_length)
+            rows = greedy(self, {"audio": encoded, "tokens": prompt}, limit, progress)
         texts = [self.to_string(row, special=False).strip() for row in rows]
         several = isinstance(audio, list | tuple) or _is_mel(audio)
         return texts if several else texts[0]
@@ -141,6 +119,27 @@ class HookedWhisper(PretrainedModel):
         An English-only checkpoint says "en" to everything.
         """
         return self._languages(self.encode(mel))
+
+    def settled(self, audio: Any, language: str | None = None, **prompt: Any) -> dict[str, Any]:
+        """How one clip is asked for: the prompt's options, its language told where it is open."""
+        return {"language": language or self.detect_language(self.to_mel(audio))[0], **prompt}
+
+    def token_limit(self, n_prompt: int, max_length: int | None = None) -> int:
+        """How many tokens prompt and text may have together; `max_length` counts both.
+
+        Raises `GenerationError` for more than the decoder has positions for.
+        """
+        n_ctx = self.config.decoder.n_ctx
+        if max_length is None:
+            # As in the reference, whose own limit does not count the prompt.
+            allowed = self.generation_config.max_length or n_ctx
+            return min(allowed + min(n_prompt, n_ctx // 2 - 1), n_ctx)
+        if not n_prompt < max_length <= n_ctx:
+            raise GenerationError(
+                f"max_length counts the {n_prompt} tokens of the prompt too, and the decoder has "
+                f"{n_ctx} positions; got {max_length}"
+            )
+        return max_length
 
     def _prompts(self, encoded: Audio, language: str | None, task: str) -> Tokens:
         languages = [language] * len(encoded) if language else self._languages(encoded)
@@ -157,38 +156,7 @@ class HookedWhisper(PretrainedModel):
         best = logits[:, list(rules.lang_to_id.values())].argmax(-1)
         return [names[i].strip("<|>") for i in best.tolist()]
 
-    def loss(self, logits: Logits, tokens: Tokens, from_position: int = 1) -> Tensor:
-        """Mean cross-entropy (nats) of each token given those before it, from `from_position` on.
-
-        For training, and as the scalar to differentiate: `incl_bwd=lambda logits: model.loss(…)`.
-        Mind the padding of rows of unequal length: set it to -100 to leave it out.
-        """
-        return F.cross_entropy(
-            logits[:, from_position - 1 : -1].flatten(0, 1), tokens[:, from_position:].flatten()
-        )
-
     # --- What belongs to the checkpoint -----------------------------------------------------------
-
-    @property
-    def _feature_extractor(self) -> Any:
-        if self.feature_extractor is not None:
-            return self.feature_extractor
-        seconds, rest = divmod(self.config.n_frames, 100)
-        if rest:
-            raise InputError(
-                f"a window of {self.config.n_frames} frames is no whole number of seconds: "
-                "give the model a feature extractor"
-            )
-        return WhisperFeatureExtractor(self.config.front_end.n_mels, chunk_length=seconds)
-
-    @property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        if self.tokenizer is None:
-            raise InputError(
-                f"{self.name} came without a tokenizer: give one, as in "
-                "HookedWhisper.from_hf(hf_model, processor), or use token ids"
-            )
-        return self.tokenizer
 
     @property
     def _end_token(self) -> int:

@@ -1,6 +1,14 @@
 """Causal experiments: patch or ablate site after site, and see what it does."""
 
-from hooked_asr.patching.grid import Grid, Sites, SitesError, components, heads, parse_sites
+from hooked_asr.patching.grid import (
+    Grid,
+    Sites,
+    SitesError,
+    attentions,
+    components,
+    heads,
+    parse_sites,
+)
 from hooked_asr.patching.metrics import Metric, kl, log_prob, logit_diff, transcript_log_prob
 from hooked_asr.patching.result import SweepResult
 from hooked_asr.patching.sweep import SweepError, sweep
@@ -12,6 +20,7 @@ __all__ = [
     "SitesError",
     "SweepError",
     "SweepResult",
+    "attentions",
     "components",
     "heads",
     "kl",

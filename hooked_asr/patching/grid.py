@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from itertools import product
 from typing import SupportsIndex
 
-from hooked_asr.config import ModelConfig
+from hooked_asr.config import STACKS, ModelConfig
 from hooked_asr.errors import HookedASRError
 from hooked_asr.interventions import PARTS, Site
 from hooked_asr.interventions.site import as_numbers, format_numbers
+from hooked_asr.names import hook_table
 
 Positions = str | Sequence[SupportsIndex | Sequence[SupportsIndex]] | None
 
-_COMPONENTS = {
-    "encoder": ("attn", "mlp", "resid_post"),
-    "decoder": ("attn", "cross_attn", "mlp", "resid_post"),
-}
+_COMPONENTS = ("attn", "cross_attn", "mlp", "resid_post")
+_ATTENTIONS = ("encoder.attn", "decoder.attn", "decoder.cross_attn")
 _EACH = "each"
 
 
@@ -41,7 +40,8 @@ class Grid:
 class Sites:
     """A wish for sites, which a model's config turns into a grid.
 
-    `parts`: what of each layer; one part, `head`, stands for every head of `attention`.
+    `parts`: what of each layer, by default all that write to the stream; with `attention`, the
+    sites are its heads.
     """
 
     stack: str
@@ -50,16 +50,24 @@ class Sites:
     positions: Positions = None
 
     def grid(self, config: ModelConfig, n_pos: int) -> Grid:
-        """The grid in a model, for an input of `n_pos` tokens."""
+        """The grid in a model, for an input of `n_pos` tokens.
+
+        Raises `SitesError` for parts or positions that the model does not have.
+        """
         stack = config.stack(self.stack)
         groups = self._groups(config.encoder.n_ctx if self.stack == "encoder" else n_pos)
         axes: dict[str, list[str | int]] = {"layer": list(range(stack.n_layers))}
         if self.attention:
             axes["head"] = list(range(stack.n_heads))
         else:
-            axes["component"] = list(self.parts)
+            axes["component"] = list(self._parts(config))
         if groups is not None:
             axes["position"] = [_label(group) for group in groups]
+        if self.attention and not _has(config, self.stack, self.attention):
+            raise SitesError(
+                f"this model's {self.stack} has no {self.attention}; heads are those of "
+                + " or ".join(repr(part) for part in attentions(config))
+            )
         within = list(axes.values())[1]
         everywhere: list[tuple[int, ...] | None] = [None]
         sites = [
@@ -67,6 +75,20 @@ class Sites:
             for layer, one, group in product(axes["layer"], within, groups or everywhere)
         ]
         return Grid(axes, sites)
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises `SitesError` for parts that the model does not have."""
+        self.grid(config, n_pos=config.decoder.n_ctx)
+
+    def _parts(self, config: ModelConfig) -> list[str]:
+        there = [part for part in PARTS if _has(config, self.stack, part)]
+        unknown = [part for part in self.parts if part not in there]
+        if unknown:
+            raise SitesError(
+                f"this model's {self.stack} has no part {unknown[0]!r}; "
+                f"there are {', '.join(there)}"
+            )
+        return list(self.parts) or [part for part in _COMPONENTS if part in there]
 
     def _site(self, layer: str | int, one: str | int, positions: tuple[int, ...] | None) -> Site:
         if self.attention:
@@ -86,6 +108,11 @@ class Sites:
         return groups
 
 
+def attentions(config: ModelConfig) -> list[str]:
+    """The attentions that a model has, as `heads` takes them; the last one hears the audio."""
+    return [part for part in _ATTENTIONS if _has(config, *part.split("."))]
+
+
 def heads(part: str = "decoder.cross_attn", positions: Positions = None) -> Sites:
     """Every head of an attention: "encoder.attn", "decoder.attn" or "decoder.cross_attn".
 
@@ -93,11 +120,7 @@ def heads(part: str = "decoder.cross_attn", positions: Positions = None) -> Site
     spans (encoder positions are 20 ms long). Axes: layer, head, and position where asked for.
     """
     stack, _, attention = part.partition(".")
-    if (stack, attention) not in (
-        ("encoder", "attn"),
-        ("decoder", "attn"),
-        ("decoder", "cross_attn"),
-    ):
+    if part not in _ATTENTIONS:
         raise SitesError(
             "heads are those of 'encoder.attn', 'decoder.attn' or 'decoder.cross_attn'; "
             f"got {part!r}"
@@ -114,9 +137,9 @@ def components(
     resid_mid_cross (decoder) and resid_post. Axes: layer, component, and position where asked for
     (see `heads`).
     """
-    if stack not in _COMPONENTS:
+    if stack not in STACKS:
         raise SitesError(f"no stack {stack!r}; there are 'encoder' and 'decoder'")
-    chosen = (parts,) if isinstance(parts, str) else tuple(parts or _COMPONENTS[stack])
+    chosen = (parts,) if isinstance(parts, str) else tuple(parts or ())
     known = [part for part in PARTS if stack == "decoder" or "cross" not in part]
     unknown = [part for part in chosen if part not in known]
     if unknown:
@@ -137,6 +160,10 @@ def parse_sites(text: str) -> Sites:
     if part.endswith("attn"):
         return heads(path, positions or None)
     return components(stack, part if dot else None, positions or None)
+
+
+def _has(config: ModelConfig, stack: str, part: str) -> bool:
+    return f"{stack}.0.{PARTS[part]}" in hook_table(config)
 
 
 def _checked(positions: Positions) -> Positions:

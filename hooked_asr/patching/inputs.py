@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hooked_asr.audio import load_audio, match_noise
+from hooked_asr.audio import fit_length, load_audio, match_noise
 from hooked_asr.patching.metric_text import parse_metric
 from hooked_asr.patching.metrics import Metric
-from hooked_asr.patching.sweep import Run
+from hooked_asr.patching.sweep import Inputs
 
 
 @dataclass(frozen=True)
 class PatchingInputs:
     """What a sweep over one recording needs: two runs on the same text, and a metric."""
 
-    clean: Run
-    reference: Run
+    clean: Inputs
+    reference: Inputs
     metric: Metric
     text: str
 
@@ -30,31 +31,39 @@ def patching_inputs(
     reference: str = "noise",
     metric: str = "transcript",
     text: str | None = None,
-    language: str | None = None,
     seed: int = 0,
+    **prompt: Any,
 ) -> PatchingInputs:
     """The runs of a sweep over one recording, teacher-forced with one transcript.
 
-    - `reference`: "noise" (white, as loud as the clip), "silence", or another recording.
+    - `reference`: "noise" (white, as loud as the clip), "silence", or another recording, which is
+      cut or padded with silence to the clip's length where that is how many positions it takes.
     - `metric`: see `metric_text.METRIC_HELP`.
-    - `text`: the transcript; the model's own if not given. Likewise `language`.
+    - `text`: the transcript; the model's own if not given.
+    - `prompt`: how the model is asked (`language`, or Qwen2-Audio's `prompt`); what is not given is
+      told from the audio, or the model's usual.
 
     Raises `AudioError`, `InputError` or `MetricError` for what cannot be used.
     """
     samples = load_audio(audio)
-    mel = model.to_mel(samples)
-    language = language or model.detect_language(mel)[0]
-    text = model.transcribe(samples, language) if text is None else text
-    tokens = model.to_tokens(text, language)
-    if reference == "noise":
-        other = model.to_mel(match_noise(samples, seed))
-    elif reference == "silence":
-        other = model.to_mel(torch.full_like(samples, 1e-9))  # exact zeros would warn of silence
-    else:
-        other = model.to_mel(reference)
+    asked = model.settled(samples, **prompt)
+    text = model.transcribe(samples, **asked) if text is None else text
+    clean = model.to_inputs(samples, text=text, **asked)
+    other = _other(reference, samples, seed)
+    if model.config.prefix:
+        other = fit_length(other, len(samples))
+    n_prompt = model.to_inputs(samples, text="", **asked)["tokens"].shape[1]
     return PatchingInputs(
-        clean=(mel, tokens),
-        reference=(other, tokens),
-        metric=parse_metric(metric, model, mel, tokens, len(model.prompt(language))),
+        clean=clean,
+        reference=model.to_inputs(other, text=text, **asked),
+        metric=parse_metric(metric, model, clean, n_prompt),
         text=text,
     )
+
+
+def _other(reference: str, samples: Tensor, seed: int) -> Tensor:
+    if reference == "noise":
+        return match_noise(samples, seed)
+    if reference == "silence":
+        return torch.full_like(samples, 1e-9)  # exact zeros would warn of silence
+    return load_audio(reference)

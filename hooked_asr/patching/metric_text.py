@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hooked_asr.errors import HookedASRError
-from hooked_asr.models.encoder_decoder import InputError
+from hooked_asr.models.inputs import InputError
 from hooked_asr.patching.metrics import Metric, kl, log_prob, logit_diff, transcript_log_prob
-from hooked_asr.shapes import Mel, Tokens
+from hooked_asr.shapes import Tokens
 
 METRIC_HELP = (
     "transcript (mean log-probability of the text), kl (from the clean run), log_prob:TOKEN, or "
@@ -25,11 +26,12 @@ class MetricError(HookedASRError):
     """A metric that was not understood, or has no place in this transcript."""
 
 
-def parse_metric(text: str, model: Any, mel: Mel, tokens: Tokens, prompt_length: int) -> Metric:
-    """The metric that `text` means for one run.
+def parse_metric(text: str, model: Any, inputs: Mapping[str, Tensor], prompt_length: int) -> Metric:
+    """The metric that `text` means for one run, whose text begins behind the prompt.
 
     Raises `MetricError` for what is no metric, `InputError` for a text that is not one token.
     """
+    tokens = inputs["tokens"]
     match = re.fullmatch(r"(\w+)(?::(.+?))?(?:@(\d+))?", text)
     kind, words, at = match.groups() if match else ("", None, None)
     pos = int(at) if at else None
@@ -43,7 +45,7 @@ def parse_metric(text: str, model: Any, mel: Mel, tokens: Tokens, prompt_length:
         return transcript_log_prob(tokens, prompt_length)
     if kind == "kl" and not words:
         with torch.no_grad():
-            return kl(model(mel, tokens), pos)
+            return kl(model(**inputs), pos)
     if kind == "log_prob" and words:
         token = _token(model, words)
         return _named(kind, words, log_prob, token, place=_place(pos, token, tokens))

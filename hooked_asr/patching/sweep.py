@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from hooked_asr.patching.result import SweepResult
 from hooked_asr.shapes import Logits, Tokens
 
 AnyMetric = Callable[[Logits], Shaped[Tensor, "..."] | float]
-# Log-mel frames and tokens; two runs may differ in clips and tokens, so these axes have no names.
-Run = tuple[Float[Tensor, "_ n_mels frame"], Int[Tensor, "_ _"]]
+Inputs = Mapping[str, Tensor]
+# Two runs may differ in clips and tokens, so these axes have no names.
+Run = tuple[Float[Tensor, "_ n_mels frame"], Int[Tensor, "_ _"]] | Inputs
 
 
 class SweepError(HookedASRError):
@@ -44,7 +45,8 @@ def sweep(
     It runs on `clean`; what is patched in comes from `reference`. Swap them to denoise instead of
     noise.
 
-    - `clean`, `reference`: log-mel frames and tokens of a run.
+    - `clean`, `reference`: the inputs of a run, as `model.to_inputs` gives them; or a pair of
+      log-mel frames and tokens.
     - `sites`: see `heads` and `components`.
     - `metric`: a function of logits `[batch pos d_vocab]` (see `metrics`); the mean over clips is
       what is reported.
@@ -60,17 +62,18 @@ def sweep(
     "Beyond Transcription: Mechanistic Interpretability in ASR" (2025).
     """
     operation = operation or ("zero" if reference is None else "replace")
-    mel, tokens = clean
-    grid = sites.grid(model.config, tokens.shape[1])
-    _check(operation, alpha, clean, reference)
-    action, reference_value = _action(model, grid, metric, reference, operation, alpha)
-    audio = model.encode(mel)
-    clean_value = _measure(metric, model.decode(tokens, audio))
+    inputs = as_inputs(clean)
+    others = None if reference is None else as_inputs(reference)
+    grid = sites.grid(model.config, inputs["tokens"].shape[1])
+    _check(operation, alpha, inputs, others)
+    action, reference_value = _action(model, grid, metric, others, operation, alpha)
+    encoded = model.encoded(inputs)
+    clean_value = _measure(metric, model(**encoded))
+    run_on = inputs if sites.stack == "encoder" else encoded
 
     def measure(site: Site) -> float:
-        inputs = {"mel": mel} if sites.stack == "encoder" else {"audio": audio}
         hooks = [Intervention(site, action)]
-        return _measure(metric, model.run_with_hooks(tokens=tokens, fwd_hooks=hooks, **inputs))
+        return _measure(metric, model.run_with_hooks(fwd_hooks=hooks, **run_on))
 
     bar = tqdm(grid.sites, desc=f"{operation} {_name(sites)}", unit="site", disable=not progress)
     values = torch.tensor([measure(site) for site in bar]).reshape(grid.shape)
@@ -84,19 +87,24 @@ def sweep(
         operation=operation,
         alpha=alpha,
         model=model.name,
-        tokens=_token_texts(model, sites, tokens),
+        tokens=_token_texts(model, sites, inputs["tokens"]),
     )
 
 
-def _check(operation: str, alpha: float, clean: Run, reference: Run | None) -> None:
+def as_inputs(run: Run) -> Inputs:
+    """A run's inputs by name."""
+    return run if isinstance(run, Mapping) else dict(zip(("mel", "tokens"), run, strict=True))
+
+
+def _check(operation: str, alpha: float, clean: Inputs, reference: Inputs | None) -> None:
     if operation not in ("replace", "zero", "mean"):
         raise SweepError(f"operations are 'replace', 'zero' and 'mean'; got {operation!r}")
     if operation != "replace" and alpha != 1.0:
         raise SweepError(f"alpha is for 'replace' alone; got alpha={alpha} and {operation!r}")
     if operation == "replace" and reference is None:
-        raise SweepError("to replace, a sweep needs a reference: (mel, tokens) to patch in from")
+        raise SweepError("to replace, a sweep needs a reference: the inputs to patch in from")
     if operation == "replace" and reference is not None:
-        ours, theirs = clean[1].shape[1], reference[1].shape[1]
+        ours, theirs = clean["tokens"].shape[1], reference["tokens"].shape[1]
         if ours != theirs:
             raise SweepError(
                 f"clean has {ours} tokens and reference {theirs}: positions must answer to each "
@@ -108,7 +116,7 @@ def _action(
     model: Any,
     grid: Grid,
     metric: AnyMetric,
-    reference: Run | None,
+    reference: Inputs | None,
     operation: str,
     alpha: float,
 ) -> tuple[Action, float]:
@@ -116,7 +124,7 @@ def _action(
     cache, value = None, math.nan
     if reference is not None:
         touched = list(dict.fromkeys(site.hook for site in grid.sites))
-        logits, cache = model.run_with_cache(*reference, names_filter=touched)
+        logits, cache = model.run_with_cache(**reference, names_filter=touched)
         value = _measure(metric, logits)
     if operation == "zero":
         return Zero(), value

@@ -11,8 +11,6 @@ from torch import Tensor
 from hooked_asr.weights.checkpoint import CheckpointError
 from hooked_asr.weights.source import Source
 
-_PREFIX = "model."
-
 
 def load_weights(
     model: Any,
@@ -31,7 +29,7 @@ def load_weights(
     extra, misshapen = [], []
     again: dict[str, Tensor] = {}  # a tied unembedding may be stored too, as the embedding's equal
     for full_key, tensor in tensors:
-        key = full_key.removeprefix(_PREFIX)
+        key = source.plain(full_key)
         if key not in wanted:
             if _tied(model) and _is_unembedding(key, source):
                 again[full_key] = tensor
@@ -58,10 +56,22 @@ def load_weights(
 
 def to_hf_weights(model: Any, source: Source, hf_model: Any) -> None:
     """Give the Hugging Face model this model's weights: the same memory, not a copy."""
-    theirs = {key.removeprefix(_PREFIX): key for key in hf_model.state_dict()}
+    theirs = {source.plain(key): key for key in hf_model.state_dict()}
     weights = {theirs[source.key(n)]: p.detach() for n, p in _parameters(model).items()}
+    if _tied(model):  # not every family's own class ties them
+        weights[theirs[source.key("unembed.weight")]] = model.embed.weight.detach()
     hf_model.load_state_dict(weights, assign=True, strict=False)
     hf_model.tie_weights()
+    _compute_buffers(hf_model, model.device)
+
+
+def _compute_buffers(hf_model: Any, device: torch.device) -> None:
+    """Give a model off the meta device what follows from its config, and is stored nowhere."""
+    for module in hf_model.modules():
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            fresh = type(module)(module.config)
+            for name, buffer in fresh.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
 
 
 def _parameters(model: Any) -> dict[str, Tensor]:
@@ -74,7 +84,7 @@ def _tied(model: Any) -> bool:
 
 
 def _is_unembedding(key: str, source: Source) -> bool:
-    return key.removeprefix(_PREFIX) == source.key("unembed.weight")
+    return key == source.key("unembed.weight")
 
 
 def _refuse(**faults: list[str]) -> None:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from hooked_asr.config import ModelConfig
+from transformers import GenerationConfig, PreTrainedConfig
+
+from hooked_asr.config import ConfigError, ModelConfig
+
+# Fields of published configs that current transformers has dropped or keeps elsewhere, and that
+# change no activation.
+HISTORICAL = {
+    "_name_or_path",
+    "_attn_implementation_autoset",
+    "torch_dtype",
+    "transformers_version",
+    "model_type",
+}
+
+
+def without_model(key: str) -> str:
+    """A key without the leading `model.` that some checkpoints have."""
+    return key.removeprefix("model.")
 
 
 @dataclass(frozen=True)
@@ -15,10 +32,13 @@ class Source:
 
     - `model_type`: as its `config.json` says it.
     - `modules`: our module's path -> theirs, `{i}` standing for a layer; parameters inside carry
-      the same names. Theirs are written without the leading `model.` that some checkpoints have.
+      the same names.
     - `config_from_hf`: their config's fields -> our config; refuses a field it does not know.
     - `config_to_hf`: our config and the fields that are not about architecture -> their config.
     - `hf_model`: their class: called with a config, a model with fresh weights.
+    - `hf_inputs`: our names of a forward's inputs -> theirs.
+    - `plain`: a key as a checkpoint has it -> as `modules` writes it: of old and new checkpoints,
+      with a head and without, one form.
     """
 
     model_type: str
@@ -26,6 +46,8 @@ class Source:
     config_from_hf: Callable[[Mapping[str, Any]], ModelConfig]
     config_to_hf: Callable[[ModelConfig, Mapping[str, Any]], Any]
     hf_model: Any
+    hf_inputs: Mapping[str, str]
+    plain: Callable[[str], str] = without_model
 
     def key(self, parameter: str) -> str:
         """Their name of one of our parameters.
@@ -49,3 +71,17 @@ def _layer(template: str, path: str) -> str | None:
         return None
     layer = path[len(before) : len(path) - len(after)]
     return layer if layer.isdigit() else None
+
+
+def refuse_unknown(
+    what: str, fields: Mapping[str, Any], known: PreTrainedConfig, historical: Set[str]
+) -> None:
+    """Raises `ConfigError` for a field that is not among the known: it might change the model."""
+    names = known.to_dict().keys() | GenerationConfig().to_dict().keys() | historical | HISTORICAL
+    unknown = sorted(fields.keys() - names)
+    if unknown:
+        raise ConfigError(
+            f"the {what} has fields this library does not know: {', '.join(unknown)}. "
+            "What they do to the model is unknown too, so it is not loaded; if they do nothing, "
+            "remove them from config.json"
+        )

@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from hooked_asr.config import ConfigError, FrontEndConfig, ModelConfig, StackConfig
-from hooked_asr.weights.source import Source
+from hooked_asr.weights.source import Source, refuse_unknown
 
+# The encoder, which Qwen2-Audio has too.
+ENCODER_MODULES = {
+    "conv1": "conv1",
+    "conv2": "conv2",
+    "encoder_pos_embed": "embed_positions",
+    "encoder.{i}.ln1": "layers.{i}.self_attn_layer_norm",
+    "encoder.{i}.attn.q_proj": "layers.{i}.self_attn.q_proj",
+    "encoder.{i}.attn.k_proj": "layers.{i}.self_attn.k_proj",
+    "encoder.{i}.attn.v_proj": "layers.{i}.self_attn.v_proj",
+    "encoder.{i}.attn.o_proj": "layers.{i}.self_attn.out_proj",
+    "encoder.{i}.ln2": "layers.{i}.final_layer_norm",
+    "encoder.{i}.mlp.fc_in": "layers.{i}.fc1",
+    "encoder.{i}.mlp.fc_out": "layers.{i}.fc2",
+    "encoder_final_ln": "layer_norm",
+}
 _MODULES = {
-    "conv1": "encoder.conv1",
-    "conv2": "encoder.conv2",
-    "encoder_pos_embed": "encoder.embed_positions",
-    "encoder.{i}.ln1": "encoder.layers.{i}.self_attn_layer_norm",
-    "encoder.{i}.attn.q_proj": "encoder.layers.{i}.self_attn.q_proj",
-    "encoder.{i}.attn.k_proj": "encoder.layers.{i}.self_attn.k_proj",
-    "encoder.{i}.attn.v_proj": "encoder.layers.{i}.self_attn.v_proj",
-    "encoder.{i}.attn.o_proj": "encoder.layers.{i}.self_attn.out_proj",
-    "encoder.{i}.ln2": "encoder.layers.{i}.final_layer_norm",
-    "encoder.{i}.mlp.fc_in": "encoder.layers.{i}.fc1",
-    "encoder.{i}.mlp.fc_out": "encoder.layers.{i}.fc2",
-    "encoder_final_ln": "encoder.layer_norm",
+    **{ours: f"encoder.{theirs}" for ours, theirs in ENCODER_MODULES.items()},
     "embed": "decoder.embed_tokens",
     "decoder_pos_embed": "decoder.embed_positions",
     "decoder.{i}.ln1": "decoder.layers.{i}.self_attn_layer_norm",
@@ -42,14 +46,8 @@ _MODULES = {
     "unembed": "proj_out",
 }
 
-# Fields of published configs that current transformers has dropped or keeps in the generation
-# config, and that change no activation.
+# Whisper's own among the fields that current transformers has dropped (see source.HISTORICAL).
 _HISTORICAL = {
-    "_name_or_path",
-    "_attn_implementation_autoset",
-    "torch_dtype",
-    "transformers_version",
-    "model_type",
     "num_hidden_layers",
     "alignment_heads",
     "forced_decoder_ids",
@@ -76,14 +74,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
 
     Raises `ConfigError` for a field that this translation does not know: it might change the model.
     """
-    known = WhisperConfig().to_dict().keys() | GenerationConfig().to_dict().keys() | _HISTORICAL
-    unknown = sorted(fields.keys() - known)
-    if unknown:
-        raise ConfigError(
-            f"the Whisper config has fields this library does not know: {', '.join(unknown)}. "
-            "What they do to the model is unknown too, so it is not loaded; if they do nothing, "
-            "remove them from config.json"
-        )
+    refuse_unknown("Whisper config", fields, WhisperConfig(), _HISTORICAL)
     field = WhisperConfig().to_dict() | dict(fields)
     return ModelConfig(
         front_end=FrontEndConfig(n_mels=field["num_mel_bins"]),
@@ -139,4 +130,5 @@ WHISPER = Source(
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
     hf_model=WhisperForConditionalGeneration,
+    hf_inputs={"mel": "input_features", "tokens": "decoder_input_ids"},
 )

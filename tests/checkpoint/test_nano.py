@@ -62,7 +62,7 @@ def test_every_file_of_a_checkpoint_is_there():
 
 def test_every_layer_has_hugging_faces_bits(model, theirs, mel):
     tokens = model.to_tokens("Yes, a blue belt.", "en").expand(len(mel), -1)
-    rows = validate(model, theirs, mel, tokens)
+    rows = validate(model, theirs, {"mel": mel, "tokens": tokens})
     assert len(rows) > 30
     assert [row.name for row in rows if not row.bit_equal] == []
 

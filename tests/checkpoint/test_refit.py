@@ -97,7 +97,7 @@ def test_transcripts_are_the_references(refit, shared, models, clip):
     assert torch.equal(model.to_mel(path), mel)
     expected = hf.generate(mel, do_sample=False, num_beams=1)[0].tolist()
     audio, prompt = model.encode(mel), torch.tensor([prompt_tokens(model.generation_config)])
-    (row,) = greedy(model, audio, prompt)
+    (row,) = greedy(model, {"audio": audio, "tokens": prompt})
     assert row == [token for token in expected if token not in processor.tokenizer.all_special_ids]
     text = processor.decode(expected, skip_special_tokens=True).strip()
     assert model.to_string(row, special=False).strip() == text

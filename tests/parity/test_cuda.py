@@ -62,8 +62,8 @@ def test_cached_decoding_with_hooks():
     _, model = pair("base", torch.float32)
     mel, _ = tiny.inputs(model)
     prompt = torch.tensor([model.prompt()] * 2, device="cuda")
-    audio = model.encode(mel)
-    plain = greedy(model, audio, prompt)
+    inputs = {"audio": model.encode(mel), "tokens": prompt}
+    plain = greedy(model, inputs)
     with model.hooks([zero("decoder.*.cross_attn.hook_z")]):
-        assert greedy(model, audio, prompt) != plain
-    assert greedy(model, audio, prompt) == plain
+        assert greedy(model, inputs) != plain
+    assert greedy(model, inputs) == plain

@@ -159,7 +159,7 @@ def generated(hf, mel, **options):
 def said(model, mel, **options):
     """Prompt and text of each row, by our loop."""
     prompt = prompt_tokens(model.generation_config, **options)
-    rows = greedy(model, model.encode(mel), torch.tensor([prompt] * len(mel)))
+    rows = greedy(model, {"audio": model.encode(mel), "tokens": torch.tensor([prompt] * len(mel))})
     return [[*prompt, *row] for row in rows]
 
 

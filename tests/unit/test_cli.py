@@ -131,7 +131,7 @@ def test_patch_against_each_reference(run, folder, model, clips, tmp_path, refer
     assert done.code == 0
     inputs = patching_inputs(model, clips / "low.wav", str(other), text="no", seed=3)
     with torch.no_grad():
-        expected = float(inputs.metric(model(*inputs.reference)))
+        expected = float(inputs.metric(model(**inputs.reference)))
     stem = f"low-decoder.cross_attn-replace-{Path(other).stem}-transcript"
     result = SweepResult.load(tmp_path / f"{stem}.json")
     assert result.reference == pytest.approx(expected, abs=1e-5)

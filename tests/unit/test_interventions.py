@@ -13,7 +13,7 @@ from safetensors.torch import save
 from tiny import START, hf_whisper, hooked, inputs
 
 from hooked_asr import HookedWhisper, HookError, KVCache, UnknownHookError
-from hooked_asr.generation import end_tokens, greedy, logits_processors
+from hooked_asr.generation import PromptShape, end_tokens, greedy, logits_processors
 from hooked_asr.interventions import (
     PARTS,
     Action,
@@ -573,7 +573,7 @@ def test_an_intervention_holds_through_greedy_decoding(model, spoken):
 
     def uncached():
         rules = model.generation_config
-        processors = logits_processors(rules, begin=1, device="cpu")
+        processors = logits_processors(rules, PromptShape(1, "cpu"))
         tokens = prompt
         while tokens.shape[1] < 12:
             scores = processors(tokens, model.decode(tokens, audio)[:, -1])
@@ -585,9 +585,10 @@ def test_an_intervention_holds_through_greedy_decoding(model, spoken):
         ]
 
     with torch.no_grad():
-        plain = greedy(model, audio, prompt, max_length=12)
+        spoken = {"audio": audio, "tokens": prompt}
+        plain = greedy(model, spoken, 12)
         with model.hooks(hooks):
-            assert greedy(model, audio, prompt, max_length=12) == uncached() != plain
+            assert greedy(model, spoken, 12) == uncached() != plain
 
 
 def test_a_step_has_no_mean_of_its_own(model, spoken):

@@ -335,9 +335,12 @@ def test_components_are_named_in_the_order_asked_for(model, clean):
 
 
 def test_the_default_parts_are_what_a_layer_writes_and_the_stream():
-    assert components("encoder").parts == ("attn", "mlp", "resid_post")
-    assert components("decoder").parts == ("attn", "cross_attn", "mlp", "resid_post")
-    assert components("decoder", "mlp").parts == ("mlp",)
+    def chosen(sites):
+        return sites.grid(hooked().config, n_pos=5).axes["component"]
+
+    assert chosen(components("encoder")) == ["attn", "mlp", "resid_post"]
+    assert chosen(components("decoder")) == ["attn", "cross_attn", "mlp", "resid_post"]
+    assert chosen(components("decoder", "mlp")) == ["mlp"]
 
 
 def test_without_a_reference_sites_are_zeroed(model, clean):
@@ -690,7 +693,7 @@ def said(speaker):
 
 
 def parsed(speaker, said, text):
-    return parse_metric(text, speaker, said.mel, said.tokens, prompt_length=2)
+    return parse_metric(text, speaker, {"mel": said.mel, "tokens": said.tokens}, prompt_length=2)
 
 
 def test_metrics_in_words(speaker, said):
@@ -752,7 +755,7 @@ def test_words_need_a_tokenizer(said):
 def test_an_empty_transcript_has_no_log_probability(speaker, said):
     tokens = speaker.to_tokens("")
     with pytest.raises(MetricError, match="transcript is empty"):
-        parse_metric("transcript", speaker, said.mel, tokens, prompt_length=2)
+        parse_metric("transcript", speaker, {"mel": said.mel, "tokens": tokens}, 2)
 
 
 @pytest.fixture(scope="module")
@@ -766,30 +769,30 @@ def clip(tmp_path_factory):
 def test_both_runs_say_the_models_own_text(speaker, clip):
     made = patching_inputs(speaker, clip)
     assert made.text == speaker.transcribe(clip)
-    assert torch.equal(made.clean[0], speaker.to_mel(clip))
-    assert torch.equal(made.clean[1], speaker.to_tokens(made.text))
-    assert torch.equal(made.reference[1], made.clean[1])
+    assert torch.equal(made.clean["mel"], speaker.to_mel(clip))
+    assert torch.equal(made.clean["tokens"], speaker.to_tokens(made.text))
+    assert torch.equal(made.reference["tokens"], made.clean["tokens"])
     assert made.metric.name == "transcript_log_prob(from_position=2)"
 
 
 def test_references(speaker, clip):
     samples = load_audio(clip)
-    noise = patching_inputs(speaker, clip, "noise", text="no", seed=3).reference[0]
+    noise = patching_inputs(speaker, clip, "noise", text="no", seed=3).reference["mel"]
     assert torch.equal(noise, speaker.to_mel(match_noise(samples, 3)))
-    other = patching_inputs(speaker, clip, str(clip), text="no").reference[0]
+    other = patching_inputs(speaker, clip, str(clip), text="no").reference["mel"]
     assert torch.equal(other, speaker.to_mel(clip))
-    silence = patching_inputs(speaker, clip, "silence", text="no").reference[0]
+    silence = patching_inputs(speaker, clip, "silence", text="no").reference["mel"]
     assert silence.unique().numel() == 1
 
 
 def test_a_multilingual_model_is_told_the_language_or_tells_it(clip, tmp_path):
     model = HookedWhisper.from_pretrained(save_checkpoint(tmp_path, "multilingual"))
     made = patching_inputs(model, clip, text="no", language="german")
-    assert torch.equal(made.clean[1], model.to_tokens("no", "de"))
+    assert torch.equal(made.clean["tokens"], model.to_tokens("no", "de"))
     assert made.metric.name == "transcript_log_prob(from_position=4)"
     (told,) = model.detect_language(model.to_mel(clip))
     made = patching_inputs(model, clip, text="no")
-    assert torch.equal(made.clean[1], model.to_tokens("no", told))
+    assert torch.equal(made.clean["tokens"], model.to_tokens("no", told))
 
 
 def test_a_file_of_something_else_is_no_result(tmp_path):

@@ -46,7 +46,7 @@ def decode(
     for batch, mel in batches(model, clips):
         prompts = [model.prompt(clip.language, task, timestamps) for clip in batch]
         prompt = torch.tensor(prompts, device=model.device)
-        for row in greedy(model, model.encode(mel), prompt, max_length=limit):
+        for row in greedy(model, {"audio": model.encode(mel), "tokens": prompt}, limit):
             text = model.to_string(row, special=False).strip()
             decoded.append(Decoded(text, tuple(row), len(row) == limit - prompt.shape[1]))
     return decoded
