@@ -142,7 +142,7 @@ class ResidualStream(Mapping[Any, Tensor]):
         stack: str = "decoder",
         layer: int | None = None,
         module: str = "ln1",
-    ) -> Components:
+    ) -> Float[Tensor, "component *batch _ d_model"]:
         """A norm as it acted in this run, applied to each component: linear, with its scale fixed.
 
         The final norm by default; with `layer`, that layer's `module`. The norm's bias belongs to
@@ -153,7 +153,13 @@ class ResidualStream(Mapping[Any, Tensor]):
         path = _FINAL_NORM[stack] if layer is None else f"{stack}.{layer}.{module}"
         if path == _FINAL_NORM["encoder"]:
             components = self._need_model().pool(components)
-        scale = self[f"{path}.hook_scale"].expand(*components.shape[:-1], 1)
+        scale = self[f"{path}.hook_scale"]
+        if components.shape[-2] != scale.shape[-2]:
+            raise CacheError(
+                f"the components have {components.shape[-2]} positions where {path} had "
+                f"{scale.shape[-2]}: keep the same ones of both, and in front of pooling all"
+            )
+        scale = scale.expand(*components.shape[:-1], 1)
         normed: Tensor = self._need_model().get_submodule(path).with_scale(components, scale)
         return normed if components.requires_grad else normed.detach()
 

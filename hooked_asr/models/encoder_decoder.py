@@ -339,14 +339,17 @@ class HookedEncoderDecoder(HookedModule):
         n_pos: int = 1,
         names_filter: Selector = None,
         dtype: torch.dtype | None = None,
+        n_clips: int | None = None,
     ) -> int:
-        """Bytes that `run_with_cache` would keep for `batch` clips of `n_pos` tokens each.
+        """Bytes that `run_with_cache` would keep for `batch` rows of `n_pos` tokens each.
+
+        `n_clips`: clips in all of these rows; one for each if not said.
 
         An upper bound: a stream that leaves one layer and enters the next is kept once, but
         counted twice here.
         """
         specs = [self.hook_table[name] for name in select(names_filter, self.hook_table)]
-        values = sum(math.prod(spec.shape(self.config, batch, n_pos)) for spec in specs)
+        values = sum(math.prod(spec.shape(self.config, batch, n_pos, n_clips)) for spec in specs)
         return values * (dtype or self.dtype).itemsize
 
 

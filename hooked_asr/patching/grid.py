@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import SupportsIndex
@@ -54,20 +54,16 @@ class Sites:
 
         Raises `SitesError` for parts or positions that the model does not have.
         """
+        self.check(config)
         stack = config.stack(self.stack)
         groups = self._groups(config.encoder.n_ctx if self.stack == "encoder" else n_pos)
         axes: dict[str, list[str | int]] = {"layer": list(range(stack.n_layers))}
         if self.attention:
             axes["head"] = list(range(stack.n_heads))
         else:
-            axes["component"] = list(self._parts(config))
+            axes["component"] = list(self.parts or self._parts_there(config, _COMPONENTS))
         if groups is not None:
             axes["position"] = [_label(group) for group in groups]
-        if self.attention and not _has(config, self.stack, self.attention):
-            raise SitesError(
-                f"this model's {self.stack} has no {self.attention}; heads are those of "
-                + " or ".join(repr(part) for part in attentions(config))
-            )
         within = list(axes.values())[1]
         everywhere: list[tuple[int, ...] | None] = [None]
         sites = [
@@ -77,18 +73,22 @@ class Sites:
         return Grid(axes, sites)
 
     def check(self, config: ModelConfig) -> None:
-        """Raises `SitesError` for parts that the model does not have."""
-        self.grid(config, n_pos=config.decoder.n_ctx)
-
-    def _parts(self, config: ModelConfig) -> list[str]:
-        there = [part for part in PARTS if _has(config, self.stack, part)]
+        """Raises `SitesError` for parts that the model does not have; makes no site."""
+        if self.attention and not _has(config, self.stack, self.attention):
+            raise SitesError(
+                f"this model's {self.stack} has no {self.attention}; heads are those of "
+                + " or ".join(repr(part) for part in attentions(config))
+            )
+        there = self._parts_there(config, PARTS)
         unknown = [part for part in self.parts if part not in there]
         if unknown:
             raise SitesError(
                 f"this model's {self.stack} has no part {unknown[0]!r}; "
                 f"there are {', '.join(there)}"
             )
-        return list(self.parts) or [part for part in _COMPONENTS if part in there]
+
+    def _parts_there(self, config: ModelConfig, parts: Iterable[str]) -> list[str]:
+        return [part for part in parts if _has(config, self.stack, part)]
 
     def _site(self, layer: str | int, one: str | int, positions: tuple[int, ...] | None) -> Site:
         if self.attention:

@@ -58,8 +58,9 @@ def to_hf_weights(model: Any, source: Source, hf_model: Any) -> None:
     """Give the Hugging Face model this model's weights: the same memory, not a copy."""
     theirs = {source.plain(key): key for key in hf_model.state_dict()}
     weights = {theirs[source.key(n)]: p.detach() for n, p in _parameters(model).items()}
-    if _tied(model):  # not every family's own class ties them
-        weights[theirs[source.key("unembed.weight")]] = model.embed.weight.detach()
+    if _tied(model) and not getattr(hf_model, "_tied_weights_keys", None):
+        # A class that ties nothing, whatever its config says, has to be given an equal.
+        weights[theirs[source.key("unembed.weight")]] = model.embed.weight.detach().clone()
     hf_model.load_state_dict(weights, assign=True, strict=False)
     hf_model.tie_weights()
     _compute_buffers(hf_model, model.device)

@@ -679,6 +679,7 @@ class HookedMurmur(PretrainedModel):
         config_from_hf=murmur_config,
         config_to_hf=lambda config, fields: fields,
         hf_model=nn.Identity,
+        hf_inputs={},
     )
 
 
