@@ -1,6 +1,7 @@
 """Peak memory of loading a checkpoint, against its weights' size and Hugging Face's loading.
 
     python benchmarks/loading.py [--size small] [--dtype float16] [--as-dtype float32] [--sharded]
+    python benchmarks/loading.py --family qwen2-audio [--as-dtype float32]
 
 Writes a checkpoint with random weights to a temporary folder, and loads it in fresh processes. What
 counts is the process's peak resident memory above what it held with everything imported; mapped
@@ -16,13 +17,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-LOADERS = {
-    "hooked_asr": "from hooked_asr import HookedWhisper as Loader",
-    "transformers": "from transformers import WhisperForConditionalGeneration as Loader",
+CLASSES = {
+    "whisper": ("HookedWhisper", "WhisperForConditionalGeneration"),
+    "qwen2-audio": ("HookedQwen2Audio", "Qwen2AudioForConditionalGeneration"),
 }
 PROBE = """
 import json, re, sys, torch, safetensors.torch
-{imports}
+from {library} import {kind} as Loader
 def memory(what):
     text = open("/proc/self/status").read()
     return 1024 * int(re.search(what + r":\\s+(\\d+)", text)[1])
@@ -36,33 +37,42 @@ print(json.dumps(dict(loading=peak_loading, used=memory("VmHWM") - before, weigh
 """
 
 
-def write_checkpoint(folder: str, size: str, dtype: str, sharded: bool) -> int:
+def write_checkpoint(folder: str, family: str, size: str, dtype: str, sharded: bool) -> None:
+    import qwen2_audio
     import torch
     from forward import models
 
+    if family == "qwen2-audio":
+        return qwen2_audio.write_checkpoint(folder, size, getattr(torch, dtype))
     _, model = models(size)
     shard = "200MB" if sharded else "100GB"
-    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
-    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    return model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", default="small", choices=["tiny", "base", "small"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--family", default="whisper", choices=CLASSES)
+    parser.add_argument("--size", help="tiny, base, small (whisper); medium, large (qwen2-audio).")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--as-dtype", default=None, help="Load as another type than is stored.")
     parser.add_argument("--sharded", action="store_true")
     args = parser.parse_args()
+    usual = ("small", "float32") if args.family == "whisper" else ("large", "bfloat16")
+    size, dtype = args.size or usual[0], args.dtype or usual[1]
     with tempfile.TemporaryDirectory() as folder:
-        on_disk = write_checkpoint(folder, args.size, args.dtype, args.sharded)
-        print(f"whisper-{args.size}, {args.dtype}: {on_disk / 2**20:.0f} MiB on disk")
-        for name, imports in LOADERS.items():
-            probe = PROBE.format(imports=imports)
-            command = [sys.executable, "-c", probe, folder, args.as_dtype or args.dtype]
+        write_checkpoint(folder, args.family, size, dtype, args.sharded)
+        files = [file.stat().st_size for file in Path(folder).glob("*.safetensors")]
+        print(
+            f"{args.family}, {size}, {dtype}: {sum(files) / 2**20:.0f} MiB on disk "
+            f"in {len(files)} files"
+        )
+        for library, kind in zip(("hooked_asr", "transformers"), CLASSES[args.family], strict=True):
+            probe = PROBE.format(library=library, kind=kind)
+            command = [sys.executable, "-c", probe, folder, args.as_dtype or dtype]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             peak = json.loads(out.splitlines()[-1])
             print(
-                f"{name:14} peak while loading {peak['loading'] / peak['weights']:.2f}x, "
+                f"{library:14} peak while loading {peak['loading'] / peak['weights']:.2f}x, "
                 f"with every weight read {peak['used'] / peak['weights']:.2f}x "
                 f"the weights in memory ({peak['weights'] / 2**20:.0f} MiB)"
             )

@@ -190,6 +190,10 @@ def randomised(model: Any) -> Any:
             sizes = {"self_attn.q_proj": 2, "self_attn.o_proj": 3} if "language" in name else {}
             size = next((n for part, n in sizes.items() if part in name), 1)
             parameter.copy_(size * noise / parameter[0].numel() ** 0.5)
+    if model.config.text_config.tie_word_embeddings:  # which this version of the reference ignores
+        embedding = model.get_input_embeddings().weight
+        embedding.mul_(0.1)  # as large as an unembedding
+        model.lm_head.weight.copy_(embedding)
     return model
 
 
@@ -200,8 +204,4 @@ def cast(model: Any, dtype: torch.dtype) -> Any:
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    if model.config.text_config.tie_word_embeddings:  # which this version of the reference ignores
-        embedding = model.get_input_embeddings().weight
-        embedding.mul_(0.1)  # as large as an unembedding
-        model.lm_head.weight.copy_(embedding)
     return model
