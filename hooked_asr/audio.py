@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
@@ -22,6 +23,7 @@ __all__ = [
     "load_audio",
     "log_mel",
     "log_mel_and_mask",
+    "log_mel_of_any_length",
     "match_noise",
 ]
 
@@ -102,16 +104,42 @@ def log_mel_and_mask(
         name = _describe(clip) if alone else f"clip {i} ({_describe(clip)})"
         samples = _load(clip, sample_rate, name)
         _check_fits(samples, feature_extractor, name)
-        # One clip at a time: no batched product can then round differently, and it is no slower.
-        mel = feature_extractor(
-            samples.numpy(),
-            sampling_rate=SAMPLE_RATE,
-            return_tensors="pt",
-            return_attention_mask=True,
-        )
-        features.append(mel["input_features"])
-        masks.append(mel["attention_mask"].long())
+        mel, mask = _features(samples, feature_extractor)
+        features.append(mel)
+        masks.append(mask)
     return torch.cat(features), torch.cat(masks)
+
+
+def log_mel_of_any_length(
+    source: AudioSource, feature_extractor: WhisperFeatureExtractor, sample_rate: int | None = None
+) -> tuple[Float[Tensor, "n_mels frame"], int]:
+    """The log-mel spectrogram of one clip, and how many of its frames are sound.
+
+    A clip shorter than the extractor's window is padded with silence to it; a longer one is as
+    long as it is, its levels relative to the loudest moment of the whole.
+
+    Raises:
+        AudioError: As `load_audio`.
+    """
+    samples = _load(source, sample_rate, _describe(source))
+    longer = len(samples) > feature_extractor.n_samples
+    whole = {"truncation": False, "padding": "longest"} if longer else {}
+    mel, mask = _features(samples, feature_extractor, **whole)
+    return mel[0], mel.shape[-1] if longer else int(mask.sum())
+
+
+def _features(
+    samples: Float[Tensor, " sample"], feature_extractor: WhisperFeatureExtractor, **how: Any
+) -> tuple[Float[Tensor, "one n_mels frame"], Int[Tensor, "one _"]]:
+    """One clip at a time: no batched product can then round differently, and it is no slower."""
+    made = feature_extractor(
+        samples.numpy(),
+        sampling_rate=SAMPLE_RATE,
+        return_tensors="pt",
+        return_attention_mask=True,
+        **how,
+    )
+    return made["input_features"], made["attention_mask"].long()
 
 
 def match_noise(audio: Float[Tensor, " sample"], seed: int = 0) -> Float[Tensor, " sample"]:

@@ -71,6 +71,16 @@ class Clock:
     """Where in the token sequence the running forward stands; shared by a model's hook points."""
 
     offset: int = 0
+    step: int = 0  # of a decoding: 0 for the prompt (and the encoder), then one for each token
+
+    @contextmanager
+    def stepping(self, step: int) -> Iterator[None]:
+        """Be at this step of a decoding."""
+        before, self.step = self.step, step
+        try:
+            yield
+        finally:
+            self.step = before
 
     @contextmanager
     def at(self, offset: int) -> Iterator[None]:

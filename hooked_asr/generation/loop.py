@@ -1,113 +1,105 @@
-"""The decoding loop: cached keys and values, hooks alive at every step."""
+"""Token after token: the likeliest at each step, or one drawn at a temperature."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList
 
-from hooked_asr.components.kv_cache import KVCache
-from hooked_asr.errors import HookedASRError
 from hooked_asr.generation.rules import PromptShape, end_tokens, logits_processors
-from hooked_asr.shapes import TokenMask, Tokens
+from hooked_asr.generation.steps import GenerationError, Steps
+from hooked_asr.shapes import Tokens
+
+Scores = Float[Tensor, "batch d_vocab"]
 
 
-class GenerationError(HookedASRError):
-    """A way of decoding that the model has no room for."""
+@dataclass(frozen=True)
+class Row:
+    """What was said in one row.
+
+    - `tokens`: the new ones, without the end token; `ended`: whether there was one.
+    - `avg_logprob`: mean log-probability (nats) of the tokens, the end token included, under the
+      rules but at temperature 1; `logprobs`: that of each.
+    """
+
+    tokens: list[int]
+    ended: bool
+    avg_logprob: float
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Rows, and what the decoder read and said in all of them.
+
+    `whole` `[batch pos]` is prompt and tokens; what a row has behind its end is padding.
+    `prompt_logits` are those of the prompt's positions `[batch pos d_vocab]`.
+    """
+
+    rows: list[Row]
+    whole: Tokens
+    prompt_logits: Float[Tensor, "batch _ d_vocab"]
+
+
+def decode_rows(
+    model: Any,
+    inputs: Mapping[str, Any],
+    limit: int,
+    processors: LogitsProcessorList | None = None,
+    temperature: float = 0.0,
+    progress: bool = False,
+) -> Decoded:
+    """Decode until every row has come to an end token, or has `limit` tokens with its prompt.
+
+    - `inputs`: a forward's (`tokens` the prompt), with the encoder's output as `audio`.
+    - `processors`: the rules on what may be said; by default the checkpoint's.
+    - `temperature`: 0 for the likeliest token, or that of the distribution to draw from, with
+      PyTorch's global generator, as the reference draws.
+
+    Raises `GenerationError` for a prompt that fills the limit, or is padded behind its tokens.
+    """
+    prompt = inputs["tokens"].to(model.device)
+    check_room(model, prompt.shape[1], limit)
+    steps = Steps(model, inputs, limit)
+    if processors is None:
+        shape = PromptShape(prompt.shape[1], str(prompt.device), steps.padding)
+        processors = logits_processors(model.generation_config, shape)
+    said = _Said(prompt, model.generation_config)
+    prompt_logits = None
+    with tqdm(
+        total=limit - prompt.shape[1], unit="token", disable=not progress, leave=False
+    ) as bar:
+        while said.tokens.shape[1] < limit and not said.ended.all():
+            logits = steps(said.tokens)
+            prompt_logits = logits if prompt_logits is None else prompt_logits
+            tokens: Any = said.tokens
+            scores: Any = processors(tokens, logits[:, -1].float())
+            said.add(_pick(scores, temperature), scores * (temperature or 1.0))
+            bar.update()
+    assert prompt_logits is not None  # check_room leaves room for a step
+    return Decoded(said.rows(), said.tokens, prompt_logits)
 
 
 def greedy(
     model: Any, inputs: Mapping[str, Any], limit: int | None = None, progress: bool = False
 ) -> list[list[int]]:
-    """The likeliest token at each step, by the checkpoint's own rules; new tokens of each row.
+    """The new tokens of each row, the likeliest at each step, by the checkpoint's own rules.
 
-    `inputs` are a forward's (`tokens` the prompt), with the encoder's output in place of the
-    log-mel frames. Decoding ends at an end token, which is left out, or when prompt and text
-    together have `limit` tokens (by default, as many as the checkpoint allows).
-
-    Raises `GenerationError` for a prompt that fills the limit, or is padded behind its tokens.
+    As `decode_rows`; `limit` is by default what the checkpoint allows.
     """
-    prompt = inputs["tokens"].to(model.device)
-    mask = _real_mask(inputs.get("attention_mask"), model.device)
-    limit = model.token_limit(prompt.shape[1]) if limit is None else limit
-    _check_room(model, prompt.shape[1], limit)
-    processors = _processors(model.generation_config, prompt, mask)
-    ends = torch.tensor(end_tokens(model.generation_config), device=prompt.device)
-    steps = _Steps(model, inputs, mask, limit)
-    tokens, ended = prompt, torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
-    with tqdm(
-        total=limit - prompt.shape[1], unit="token", disable=not progress, leave=False
-    ) as bar:
-        while tokens.shape[1] < limit and not ended.all():
-            logits = steps(tokens)[:, -1]
-            scores: Float[Tensor, "batch d_vocab"] = processors(tokens, logits.float())
-            new = scores.argmax(-1)
-            # A row that has ended runs on beside the others; what it says is dropped below.
-            ended |= torch.isin(new, ends)
-            tokens = torch.cat([tokens, new[:, None]], dim=1)
-            bar.update()
-    return [_until(row, set(ends.tolist())) for row in tokens[:, prompt.shape[1] :].tolist()]
+    limit = model.token_limit(inputs["tokens"].shape[1]) if limit is None else limit
+    return [row.tokens for row in decode_rows(model, inputs, limit, progress=progress).rows]
 
 
-class _Steps:
-    """Logits of what is new since the last call: the prompt, then one token after the other."""
-
-    def __init__(
-        self, model: Any, inputs: Mapping[str, Any], mask: TokenMask | None, limit: int
-    ) -> None:
-        self._model, self._mask = model, mask
-        self._first = {
-            name: value
-            for name, value in inputs.items()
-            if name not in ("tokens", "attention_mask")
-        }
-        self._past = KVCache(model.config.decoder.n_layers, capacity=limit)
-
-    def __call__(self, tokens: Tokens) -> Float[Tensor, "batch _ d_vocab"]:
-        past = self._past.length
-        # What the prompt alone reads, or what is kept of it ever after.
-        heard = {} if past else self._first
-        padding: dict[str, Any] = {}
-        if self._mask is not None:
-            mask = _lengthened(self._mask, tokens.shape[1])
-            padding = {"attention_mask": mask, "position_ids": _places(mask)[:, past:]}
-        logits: Tensor = self._model.decode(tokens[:, past:], past=self._past, **heard, **padding)
-        return logits
-
-
-def _processors(rules: Any, prompt: Tokens, mask: TokenMask | None) -> LogitsProcessorList:
-    padding = None if mask is None else (mask == 0).sum(1)
-    return logits_processors(rules, PromptShape(prompt.shape[1], str(prompt.device), padding))
-
-
-def _real_mask(mask: TokenMask | None, device: torch.device) -> TokenMask | None:
-    """None where nothing is masked."""
-    if mask is None or mask.bool().all():
-        return None
-    if not mask[:, -1].all():
-        raise GenerationError(
-            "what is decoded comes behind the prompt: pad prompts on the left, not on the right"
-        )
-    return mask.to(device)
-
-
-def _lengthened(mask: TokenMask, length: int) -> Shaped[Tensor, "batch pos"]:
-    new = mask.new_ones(len(mask), length - mask.shape[1])
-    return torch.cat([mask, new], dim=1)
-
-
-def _places(mask: Shaped[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-    """Each token's place in its own row, as the reference counts it while it decodes."""
-    places = mask.long().cumsum(1) - 1
-    return places.masked_fill(mask == 0, 0)
-
-
-def _check_room(model: Any, n_prompt: int, limit: int) -> None:
+def check_room(model: Any, n_prompt: int, limit: int) -> None:
+    """Raises `GenerationError` where prompt and limit leave nothing to be decoded."""
     n_ctx: int = model.config.decoder.n_ctx
     if not n_prompt < limit <= n_ctx:
         raise GenerationError(
@@ -116,6 +108,42 @@ def _check_room(model: Any, n_prompt: int, limit: int) -> None:
         )
 
 
-def _until(row: list[int], ends: set[int]) -> list[int]:
-    end = next((i for i, token in enumerate(row) if token in ends), len(row))
-    return row[:end]
+def _pick(scores: Scores, temperature: float) -> Int[Tensor, " batch"]:
+    if not temperature:
+        return scores.argmax(-1)
+    return torch.multinomial(scores.softmax(-1), num_samples=1)[:, 0]
+
+
+class _Said:
+    """The tokens of all rows so far, which of them have ended, and how likely they were."""
+
+    def __init__(self, prompt: Tokens, rules: Any) -> None:
+        self.tokens = prompt
+        self._n_prompt = prompt.shape[1]
+        ends = end_tokens(rules)
+        self._ends = torch.tensor(ends, device=prompt.device)
+        padding = (getattr(rules, "pad_token_id", None), *ends, 0)
+        self._padding = next(token for token in padding if token is not None)
+        self.ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
+        self._logprobs: list[Float[Tensor, " batch"]] = []
+        self._counts = torch.zeros(len(prompt), dtype=torch.long, device=prompt.device)
+
+    def add(self, new: Int[Tensor, " batch"], scores: Scores) -> None:
+        logprobs = scores.gather(1, new[:, None])[:, 0] - scores.logsumexp(-1)
+        alive = ~self.ended
+        self._logprobs.append(logprobs)
+        self._counts += alive
+        # A row that has ended runs on beside the others, on padding.
+        new = new.where(alive, self._padding)
+        self.ended = self.ended | torch.isin(new, self._ends)
+        self.tokens = torch.cat([self.tokens, new[:, None]], dim=1)
+
+    def rows(self) -> list[Row]:
+        new = self.tokens[:, self._n_prompt :].tolist()
+        logprobs = torch.stack(self._logprobs, dim=1).tolist()
+        return [
+            Row(row[: count - ended], ended, fmean(sure[:count]), tuple(sure[:count]))
+            for row, sure, count, ended in zip(
+                new, logprobs, self._counts.tolist(), self.ended.tolist(), strict=True
+            )
+        ]

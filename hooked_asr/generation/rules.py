@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    WhisperTimeStampLogitsProcessor,
 )
 
 
@@ -60,7 +61,6 @@ _RULES: dict[str, _Maker] = {
     ),
 }
 _SAMPLING_RULES: dict[str, _Maker] = {
-    "temperature": lambda rules, prompt: TemperatureLogitsWarper(rules.temperature),
     "top_k": lambda rules, prompt: TopKLogitsWarper(rules.top_k),
     "top_p": lambda rules, prompt: TopPLogitsWarper(rules.top_p),
 }
@@ -69,25 +69,40 @@ _IDLE = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "min_new_tokens": 0,
-    "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,
 }
 
 
 def logits_processors(
-    rules: GenerationConfig, prompt: PromptShape, sampling: bool = False
+    rules: GenerationConfig,
+    prompt: PromptShape,
+    timestamps: bool = False,
+    temperature: float = 0.0,
 ) -> LogitsProcessorList:
     """The checkpoint's rules on what may be said, in the reference's order.
 
-    `sampling`: also what shapes the distribution to draw from.
+    `timestamps`: also those on Whisper's time stamps; `temperature`: that of the distribution to
+    draw from, and what else shapes it (0 for none of it).
     """
-    makers = _RULES | (_SAMPLING_RULES if sampling else {})
-    return LogitsProcessorList(
+    processors = _of(_RULES, rules, prompt)
+    if timestamps:
+        processors.append(WhisperTimeStampLogitsProcessor(rules, prompt.length))
+    if temperature:
+        if temperature != 1.0:
+            processors.append(TemperatureLogitsWarper(temperature))
+        processors += _of(_SAMPLING_RULES, rules, prompt)
+    return LogitsProcessorList(processors)
+
+
+def _of(
+    makers: Mapping[str, _Maker], rules: GenerationConfig, prompt: PromptShape
+) -> list[LogitsProcessor]:
+    return [
         make(rules, prompt)
         for field, make in makers.items()
         if getattr(rules, field, None) not in (None, _IDLE.get(field))
-    )
+    ]
 
 
 def end_tokens(rules: GenerationConfig) -> list[int]:

@@ -103,7 +103,7 @@ class HookedQwen2Audio(PrefixEncoderDecoder, Recogniser):
         limit = self.token_limit(inputs["tokens"].shape[1], max_new_tokens)
         with self.decoding_hooks(fwd_hooks):
             rows = greedy(self, self.encoded(inputs), limit, progress)
-        return [Generated(self._text(row), row) for row in rows]
+        return [Generated(self.text_of(row), row) for row in rows]
 
     def transcribe(
         self,
@@ -210,11 +210,6 @@ class HookedQwen2Audio(PrefixEncoderDecoder, Recogniser):
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False) if text else []
-
-    def _text(self, row: list[int]) -> str:
-        if self.tokenizer is None:
-            return ""
-        return self.to_string(row, special=False).strip()
 
     @property
     def _padding_token(self) -> int:

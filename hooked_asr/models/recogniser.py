@@ -45,6 +45,10 @@ class Recogniser(PretrainedModel):
         ids = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
         return str(self._tokenizer.decode(ids, skip_special_tokens=not special))
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The words of one row of token ids; "" where the model has no tokenizer."""
+        return "" if self.tokenizer is None else self.to_string(tokens, special=False).strip()
+
     def to_str_tokens(self, tokens: Tokens | Sequence[int]) -> list[str]:
         """The text of each token of one row, for labels."""
         ids = tokens.flatten().tolist() if isinstance(tokens, Tensor) else list(tokens)

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from hooked_asr.generation import GenerationError, end_tokens, greedy
+from hooked_asr.audio import log_mel_of_any_length
+from hooked_asr.generation import (
+    DecodingOptions,
+    Generation,
+    GenerationError,
+    Transcript,
+    Transcription,
+    end_tokens,
+    seeded,
+)
+from hooked_asr.generation.recordings import Recording
+from hooked_asr.generation.window import Watched
 from hooked_asr.hooks import Hooks
+from hooked_asr.models import inputs as check
 from hooked_asr.models.recogniser import Recogniser
-from hooked_asr.models.whisper_prompt import is_multilingual, prompt_tokens
-from hooked_asr.shapes import Audio, Mel, Tokens
+from hooked_asr.models.whisper_prompt import PromptError, is_multilingual, prompt_tokens
+from hooked_asr.names import Selector, select
+from hooked_asr.shapes import Audio, Mel, MelMask, Tokens
+from hooked_asr.speech import language_code, token_compression_ratio
 from hooked_asr.weights.whisper import WHISPER
 
 
@@ -85,32 +101,84 @@ class HookedWhisper(Recogniser):
     # --- Text out ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def transcribe(
+    def generate(
         self,
         audio: Any,
-        language: str | None = None,
+        *,
+        language: str | Sequence[str] | None = None,
         task: str = "transcribe",
-        sample_rate: int | None = None,
-        max_length: int | None = None,
+        timestamps: bool = False,
+        words: bool = False,
+        temperature: float | Sequence[float] = 0.0,
+        num_beams: int = 1,
+        compression_ratio_threshold: float | None = None,
+        logprob_threshold: float | None = None,
+        no_speech_threshold: float | None = None,
+        condition_on_prev_tokens: bool | None = None,
+        prompt: str | Sequence[int] | None = None,
+        max_new_tokens: int | None = None,
+        seed: int | None = None,
         fwd_hooks: Hooks = (),
+        interventions: Hooks = (),
+        names_filter: Selector = None,
+        mel_mask: MelMask | None = None,
+        sample_rate: int | None = None,
         progress: bool = False,
-    ) -> Any:
-        """The transcript of a clip (a list of them, for a list of clips), decoded greedily.
+    ) -> Generation:
+        """What is heard in recordings of any length, decoded by the checkpoint's own rules.
 
-        Hooks live through the encoder and every cached step of the decoder; one that had nothing
-        to do (a position that the transcript never reached) warns. `audio` is anything `to_mel`
-        takes, or its log-mel frames. A multilingual model without `language` tells it from each
-        clip.
+        - `audio`: a path, or samples at `sample_rate` (Hz); a list of them; or log-mel frames
+          `[clip n_mels frame]` with, for recordings of unequal length, `mel_mask` `[clip frame]`.
+          What is longer than a window (30 s) is decoded window after window, with time stamps.
+        - `language`: a code or a name, or one for each recording; told from the sound where open.
+        - `task`: "transcribe", or "translate" (into English).
+        - `timestamps`, `words`: also tell when each segment, each word, is spoken.
+        - `temperature`: 0 for the likeliest tokens (of `num_beams` beams); or that to draw them at;
+          or several, tried in turn while a window is too repetitive or too unlikely, as
+          `compression_ratio_threshold` (of token bytes: 1.35) and `logprob_threshold` (mean, nats:
+          -1.0) say. `no_speech_threshold` (0.6): a window that is unlikely and likelier silence
+          than that is left out.
+        - `condition_on_prev_tokens`: tell each window what was heard before; `prompt`: text (or
+          the token ids that stand before the start token) of what came before the recording.
+        - `seed`: of what is drawn; by default PyTorch's generator goes on from where it is.
+        - `fwd_hooks`, `interventions`: alive in the encoder and in every cached step, of every
+          window; one that had nothing to do warns.
+        - `names_filter`: activations to keep (see `names.select`; "*" for all but lazy ones).
+
+        Raises `GenerationError` for options that contradict each other or leave no room,
+        `PromptError` for a language or task that the checkpoint lacks, `AudioError`.
+
+        Source: "Robust Speech Recognition via Large-Scale Weak Supervision" (2022), section 4.5.
         """
-        mel = audio if _is_mel(audio) else self.to_mel(audio, sample_rate)
-        with self.decoding_hooks(fwd_hooks):
-            encoded = self.encode(mel)
-            prompt = self._prompts(encoded, language, task)
-            limit = self.token_limit(prompt.shape[1], max_length)
-            rows = greedy(self, {"audio": encoded, "tokens": prompt}, limit, progress)
-        texts = [self.to_string(row, special=False).strip() for row in rows]
-        several = isinstance(audio, list | tuple) or _is_mel(audio)
-        return texts if several else texts[0]
+        recordings = self._recordings(audio, sample_rate, mel_mask, language)
+        options = DecodingOptions.of(
+            self.generation_config,
+            temperature,
+            task=task,
+            timestamps=timestamps or any(r.n_frames > self.config.n_frames for r in recordings),
+            words=words,
+            num_beams=num_beams,
+            compression_ratio_threshold=compression_ratio_threshold,
+            logprob_threshold=logprob_threshold,
+            no_speech_threshold=no_speech_threshold,
+            condition_on_prev_tokens=condition_on_prev_tokens,
+            prompt=self._previous(prompt),
+            max_new_tokens=max_new_tokens,
+        )
+        names = () if names_filter is None else tuple(select(names_filter, self.hook_table))
+        watched = Watched(names, self._alignment_heads if words else ())
+        transcription = Transcription(self, recordings, options, watched)
+        with self.decoding_hooks([*fwd_hooks, *interventions]), seeded(seed):
+            transcription.run(progress)
+        return Generation([self._transcript(one) for one in recordings], transcription.windows)
+
+    def transcribe(self, audio: Any, language: str | None = None, **options: Any) -> Any:
+        """The transcript of a clip (a list of them, for a list of clips).
+
+        The options are `generate`'s, which gives more than the text.
+        """
+        texts = [heard.text for heard in self.generate(audio, language=language, **options)]
+        return texts if isinstance(audio, list | tuple) or _is_mel(audio) else texts[0]
 
     @torch.no_grad()
     def detect_language(self, mel: Mel) -> list[str]:
@@ -118,7 +186,7 @@ class HookedWhisper(Recogniser):
 
         An English-only checkpoint says "en" to everything.
         """
-        return self._languages(self.encode(mel))
+        return self.languages_of(self.encode(mel))
 
     def settled(self, audio: Any, language: str | None = None, **prompt: Any) -> dict[str, Any]:
         """How one clip is asked for: the prompt's options, its language told where it is open."""
@@ -141,12 +209,8 @@ class HookedWhisper(Recogniser):
             )
         return max_length
 
-    def _prompts(self, encoded: Audio, language: str | None, task: str) -> Tokens:
-        languages = [language] * len(encoded) if language else self._languages(encoded)
-        prompts = [self.prompt(spoken, task) for spoken in languages]
-        return torch.tensor(prompts, device=self.device)
-
-    def _languages(self, encoded: Audio) -> list[str]:
+    def languages_of(self, encoded: Audio) -> list[str]:
+        """As `detect_language`, from the encoder's output."""
         rules: Any = self.generation_config
         if not is_multilingual(rules):
             return ["en"] * len(encoded)
@@ -155,6 +219,90 @@ class HookedWhisper(Recogniser):
         names = list(rules.lang_to_id)
         best = logits[:, list(rules.lang_to_id.values())].argmax(-1)
         return [names[i].strip("<|>") for i in best.tolist()]
+
+    # --- From recordings to transcripts -----------------------------------------------------------
+
+    def _recordings(
+        self,
+        audio: Any,
+        sample_rate: int | None,
+        mel_mask: MelMask | None,
+        language: str | Sequence[str] | None,
+    ) -> list[Recording]:
+        if _is_mel(audio):
+            heard = self._real_frames(audio, mel_mask)
+        else:
+            clips = audio if isinstance(audio, list | tuple) else [audio]
+            extractor = self._feature_extractor
+            heard = [log_mel_of_any_length(clip, extractor, sample_rate) for clip in clips]
+        languages = [language] * len(heard) if isinstance(language, str | None) else list(language)
+        if len(languages) != len(heard):
+            raise PromptError(f"{len(heard)} recordings take as many languages; got {languages}")
+        for spoken in languages:
+            if spoken is not None:
+                self.prompt(spoken)  # refused before any work
+        return [
+            Recording(
+                clip=i,
+                mel=mel.to(self.device, self.dtype),
+                n_frames=mel.shape[1],
+                n_heard=n,
+                language=spoken and language_code(spoken),
+            )
+            for i, ((mel, n), spoken) in enumerate(zip(heard, languages, strict=True))
+        ]
+
+    def _real_frames(
+        self, mel: Float[Tensor, "_ n_mels _"], mel_mask: MelMask | None
+    ) -> list[tuple[Tensor, int]]:
+        """The frames of each recording that are to be decoded, and how many are sound."""
+        n_frames = self.config.n_frames
+        check.mel(mel[..., :n_frames], self.config)
+        counts = [mel.shape[2]] * len(mel) if mel_mask is None else mel_mask.sum(1).tolist()
+        if mel.shape[2] == n_frames:
+            return list(zip(mel, counts, strict=True))
+        return [(one[:, :n], n) for one, n in zip(mel, counts, strict=True)]
+
+    def _previous(self, prompt: str | Sequence[int] | None) -> tuple[int, ...]:
+        """What came before, as it stands in front of the start token."""
+        if prompt is None or not isinstance(prompt, str):
+            return tuple(prompt or ())
+        start = getattr(self.generation_config, "prev_sot_token_id", None)
+        if start is None:
+            start = self.to_single_token("<|startofprev|>")
+        return (start, *self._encode(f" {prompt.strip()}"))
+
+    @property
+    def _alignment_heads(self) -> tuple[tuple[int, int], ...]:
+        heads = getattr(self.generation_config, "alignment_heads", None)
+        if not heads:
+            raise GenerationError(
+                f"{self.name} lists no alignment heads, by which words are timed: find some with "
+                "hooked_asr.speech.find_alignment_heads, and put them into "
+                "model.generation_config.alignment_heads as [[layer, head], …]"
+            )
+        return tuple((layer, head) for layer, head in heads)
+
+    def _transcript(self, recording: Recording) -> Transcript:
+        segments, heard = recording.segments, recording.heard
+        tokens = [token for segment in segments for token in segment.tokens]
+        logprobs = [one for window in heard for one in window.row.logprobs]
+        ratio = heard[0].compression_ratio
+        if len(heard) > 1:
+            ratio = token_compression_ratio(tokens, self.config.d_vocab)
+        end = min(end_tokens(self.generation_config), default=self.config.d_vocab)
+        words = [word for segment in segments for word in segment.words or []]
+        return Transcript(
+            text=self.text_of([token for token in tokens if token < end]),
+            tokens=tokens,
+            language=recording.language or "",
+            segments=segments,
+            avg_logprob=fmean(logprobs) if logprobs else heard[0].row.avg_logprob,
+            no_speech_prob=heard[0].no_speech_prob,
+            compression_ratio=ratio,
+            temperature=heard[-1].temperature,
+            words=words if any(segment.words is not None for segment in segments) else None,
+        )
 
     # --- What belongs to the checkpoint -----------------------------------------------------------
 
