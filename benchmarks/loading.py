@@ -43,10 +43,11 @@ def write_checkpoint(folder: str, family: str, size: str, dtype: str, sharded: b
     from forward import models
 
     if family == "qwen2-audio":
-        return qwen2_audio.write_checkpoint(folder, size, getattr(torch, dtype))
-    _, model = models(size)
-    shard = "200MB" if sharded else "100GB"
-    return model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
+        qwen2_audio.write_checkpoint(folder, size, getattr(torch, dtype))
+    else:
+        _, model = models(size)
+        shard = "200MB" if sharded else "100GB"
+        model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--size", help="tiny, base, small (whisper); medium, large (qwen2-audio).")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--as-dtype", default=None, help="Load as another type than is stored.")
-    parser.add_argument("--sharded", action="store_true")
+    parser.add_argument("--sharded", action="store_true", help="As qwen2-audio always is.")
     args = parser.parse_args()
     usual = ("small", "float32") if args.family == "whisper" else ("large", "bfloat16")
     size, dtype = args.size or usual[0], args.dtype or usual[1]

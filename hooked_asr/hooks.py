@@ -154,7 +154,7 @@ class HookPoint(nn.Module):
             out = attached.fn(x, hook=self)
             if out is not None and out is not x:
                 # The function may still hold what it gave: the next one edits a copy.
-                x = self._checked(out, x, attached.fn).clone()
+                x = self.checked(out, x, attached.fn).clone()
         if self.bwd_fns:
             self._listen_for_gradient(x)
         return x
@@ -174,9 +174,10 @@ class HookPoint(nn.Module):
     def _gradient(self, grad: Tensor, fn: HookFunction) -> Tensor:
         grad = grad.clone()  # the same memory may be on its way to other branches
         out = fn(grad, hook=self)
-        return grad if out is None else self._checked(out, grad, fn)
+        return grad if out is None else self.checked(out, grad, fn)
 
-    def _checked(self, out: Any, x: Tensor, fn: HookFunction) -> Tensor:
+    def checked(self, out: Any, x: Tensor, fn: HookFunction) -> Tensor:
+        """What a function gave in place of `x`; raises `HookError` where it cannot flow on."""
         who = f"hook function {_fn_name(fn)!r} on {self.name!r}"
         if not isinstance(out, Tensor):
             raise HookError(f"{who} returned {type(out).__name__}; return a tensor, or None")

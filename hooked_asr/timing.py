@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 FRAMES_PER_SECOND = 100
 # Log-mel frames that make one position of each clock (see `names.HookSpec.clock`).
 FRAMES = {"frame": 1, "audio": 2, "pooled": 4}
@@ -15,6 +18,19 @@ def seconds(position: int, clock: str) -> tuple[float, float]:
     """
     width = FRAMES[clock]
     return position * width / FRAMES_PER_SECOND, (position + 1) * width / FRAMES_PER_SECOND
+
+
+def hearing(start: float, stop: float, clock: str) -> range:
+    """The positions that hear anything of the sound between two moments (s).
+
+    The moments count as they are written: 0.57 is 57 frames, though the float is a little less.
+
+    >>> hearing(0.5, 1.2, "audio"), hearing(0.57, 0.58, "frame"), hearing(0.03, 0.05, "audio")
+    (range(25, 60), range(57, 58), range(1, 3))
+    """
+    per_second = Fraction(FRAMES_PER_SECOND, FRAMES[clock])
+    first, end = (Fraction(str(moment)) * per_second for moment in (start, stop))
+    return range(math.floor(first), math.ceil(end))
 
 
 def encoder_length(n_frames: int) -> int:

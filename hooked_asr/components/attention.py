@@ -97,6 +97,8 @@ class Attention(nn.Module):
     def _attend(self, q: Heads, k: Keys, v: Keys, mask: Mask | None) -> Heads:
         if not (self.hook_attn_scores.active or self.hook_pattern.active):
             return self._fused(q, k, v, mask)
+        if k.shape[0] < q.shape[0]:
+            k, v = (x.expand(q.shape[0], -1, -1, -1) for x in (k, v))
         pattern, edited = self._pattern(q, k, mask)
         return fused_unless_edited(
             pattern,
@@ -110,6 +112,9 @@ class Attention(nn.Module):
         )
 
     def _fused(self, q: Heads, k: Keys, v: Keys, mask: Mask | None) -> Heads:
+        if k.shape[0] < q.shape[0]:  # many rows read one recording: their queries stand in a line
+            line = self._fused(q.flatten(0, 1)[None], k, v, mask)
+            return line[0].unflatten(0, q.shape[:2])
         n_query, n_key = q.shape[1], k.shape[1]
         # The kernel's own causal mask fits only a square map.
         square = mask is None and self.causal and n_query > 1 and n_query == n_key
@@ -157,7 +162,7 @@ class Attention(nn.Module):
             return None
         return looking_back(n_query, n_key, device)
 
-    def _for_each_query_head(self, keys: Keys) -> Float[Tensor, "batch key head d_head"]:
+    def _for_each_query_head(self, keys: Keys) -> Float[Tensor, "#batch key head d_head"]:
         return keys if self.group_size == 1 else keys.repeat_interleave(self.group_size, dim=2)
 
     def _split(self, x: Resid) -> Heads:

@@ -62,11 +62,22 @@ class LayerCache:
             self._audio = compute()
         return self._audio
 
+    def view(self, n_rows: int, length: int) -> LayerCache:
+        """The first rows up to a length, over the same memory: what it adds is added here too."""
+        view = LayerCache(self.capacity)
+        view.length, view._audio = length, self._audio
+        if self._tokens is not None:
+            view._tokens = self._tokens[0][:n_rows], self._tokens[1][:n_rows]
+        if self._audio is not None and len(self._audio[0]) > 1:
+            view._audio = self._audio[0][:n_rows], self._audio[1][:n_rows]
+        return view
+
     def reorder(self, rows: torch.Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
+        """Keep these rows of the batch, in this order; what one row is for all stays so."""
         for name in ("_tokens", "_audio"):
             kept = getattr(self, name)
-            if kept is not None:
+            shared = name == "_audio" and kept is not None and len(kept[0]) == 1
+            if kept is not None and not shared:
                 setattr(self, name, tuple(t.index_select(0, rows) for t in kept))
 
 
@@ -97,6 +108,13 @@ class KVCache:
                 f"the cache has room for {first.capacity} tokens; got {first.length + n_new}"
             )
 
+    def view(self, n_rows: int, length: int) -> KVCache:
+        """The first rows up to a length, over the same memory."""
+        view = KVCache(0, self.capacity)
+        view.layers = [layer.view(n_rows, length) for layer in self.layers]
+        return view
+
     def reorder(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
         for layer in self.layers:
             layer.reorder(rows)

@@ -49,21 +49,19 @@ def decode_beams(
     prompt = inputs["tokens"].to(model.device)
     check_room(model, prompt.shape[1], limit)
     steps = Steps(model, inputs, limit)
-    search = _BeamSearch(prompt, num_beams, limit, _Rules.of(model.generation_config))
+    search = _BeamSearch(prompt, num_beams, limit, _Rules.of(model.generation_config), processors)
     with tqdm(
         total=limit - prompt.shape[1], unit="token", disable=not progress, leave=False
     ) as bar:
         prompt_logits = steps(prompt)
-        logits = prompt_logits[search.rows]
-        while True:
-            # The reference's order: the rules judge log-probabilities, not logits.
-            scores: Any = processors(search.tokens, logits[:, -1].float().log_softmax(-1))
-            search.add(scores)
-            bar.update()
-            if search.over:
-                break
+        # A row for each beam only now: prompt and audio are read once for each clip.
+        steps.reorder(search.rows)
+        search.add(prompt_logits[search.rows, -1])
+        bar.update()
+        while not search.over:
             steps.reorder(search.rows)
-            logits = steps(search.tokens)
+            search.add(steps(search.tokens)[:, -1])
+            bar.update()
     return Decoded(*search.best(), prompt_logits)
 
 
@@ -95,15 +93,22 @@ class _BeamSearch:
     `rows`: for each beam, the row of the step before that it continues.
     """
 
-    def __init__(self, prompt: Tokens, num_beams: int, limit: int, rules: _Rules) -> None:
+    def __init__(
+        self,
+        prompt: Tokens,
+        num_beams: int,
+        limit: int,
+        rules: _Rules,
+        processors: LogitsProcessorList,
+    ) -> None:
         self._n_prompt, self._num_beams, self._limit = prompt.shape[1], num_beams, limit
-        self._rules = rules
+        self._rules, self._processors = rules, processors
         self._ends = torch.tensor(rules.ends, dtype=torch.long, device=prompt.device)
+        self._finished = Hypotheses.of_prompt(prompt, num_beams)
         # Before the first token all beams are the same: only the first may be continued.
-        places = Hypotheses.of_prompt(prompt, num_beams)
-        scores = places.scores.clone()
+        scores = self._finished.scores.clone()
         scores[:, 0] = 0.0
-        self._beams, self._finished = replace(places, scores=scores), places
+        self._beams = replace(self._finished, scores=scores)
         self._hopeful = torch.ones(len(prompt), 1, dtype=torch.bool, device=prompt.device)
         self.rows = torch.arange(len(prompt), device=prompt.device).repeat_interleave(num_beams)
         self.over = False
@@ -113,14 +118,19 @@ class _BeamSearch:
         """Of each beam."""
         return self._beams.tokens.flatten(0, 1)
 
-    def add(self, scores: Float[Tensor, "row d_vocab"]) -> None:
-        """Go on by one token, given the scores of each beam's next."""
-        scores = scores.unflatten(0, (-1, self._num_beams))
-        candidates, parents = self._candidates(scores)
+    def add(self, logits: Float[Tensor, "row d_vocab"]) -> None:
+        """Go on by one token, given the logits of each beam's next."""
+        candidates, parents = self._candidates(self._scores(logits))
         self._finish(candidates)
         self._continue(candidates, parents)
         self._hopeful = self._hopeful & self._can_improve()
         self.over = self._is_over(candidates)
+
+    def _scores(self, logits: Float[Tensor, "row d_vocab"]) -> Scores:
+        tokens: Any = self.tokens
+        # The reference's order: the rules judge log-probabilities, not logits.
+        scores: Any = self._processors(tokens, logits.float().log_softmax(-1))
+        return scores.unflatten(0, (-1, self._num_beams))
 
     def _candidates(self, scores: Scores) -> tuple[Hypotheses, Int[Tensor, "clip _"]]:
         # So many that enough are left to go on with when every beam comes to each of its ends.
@@ -152,9 +162,12 @@ class _BeamSearch:
         self.rows = (parents.gather(1, best) + first[:, None]).flatten()
 
     def _can_improve(self) -> Bool[Tensor, "clip 1"]:
-        """Whether the best beam may come to a better score than the worst finished hypothesis."""
-        never_early = self._rules.early_stopping == "never" and self._rules.length_penalty > 0
-        length = self._limit if never_early else self._beams.tokens.shape[-1]
+        """Whether the best beam may yet score better than the worst finished hypothesis.
+
+        A guess, the reference's: that its score is what it will be at the end.
+        """
+        exhaustive = self._rules.early_stopping == "never" and self._rules.length_penalty > 0
+        length = self._limit if exhaustive else self._beams.tokens.shape[-1]
         reachable = self._penalised(self._beams.scores[:, :1], length)
         worst = self._finished.scores.amin(1, keepdim=True)
         worst = worst.where(self._finished.done, NEVER)

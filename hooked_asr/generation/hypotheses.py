@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -67,13 +67,7 @@ class Hypotheses:
 
     def padded(self, padding: int) -> Hypotheses:
         """The same, one position longer."""
-        return Hypotheses(
-            F.pad(self.tokens, (0, 1), value=padding),
-            self.n_tokens,
-            self.scores,
-            self.logprobs,
-            self.done,
-        )
+        return replace(self, tokens=F.pad(self.tokens, (0, 1), value=padding))
 
 
 def likeliest_continuations(

@@ -100,11 +100,11 @@ class Transcription:
         inputs = {"audio": encoded, "tokens": tokens}
         if mask is not None:
             inputs["attention_mask"] = mask
-        limit = self._limit(tokens.shape[1])
+        limit = self.limit(tokens.shape[1])
         decoded = decode_window(model, inputs, n_init, limit, self.options, self.watched, progress)
         self._keep(active, decoded, recorder)
         for recording, heard in zip(active, decoded.heard, strict=True):
-            self._take(recording, heard, tokens.shape[1])
+            self.take(recording, heard, tokens.shape[1])
 
     # --- Before the window ------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class Transcription:
             start = rules.suppress_tokens[-2]  # where older checkpoints have it
         return [] if start is None else [start]
 
-    def _limit(self, n_prompt: int) -> int:
+    def limit(self, n_prompt: int) -> int:
         """How many tokens prompt and text may have together, as the reference counts."""
         n_ctx: int = self.model.config.decoder.n_ctx
         new = self.options.max_new_tokens
@@ -201,7 +201,7 @@ class Transcription:
             )
         )
 
-    def _take(self, recording: Recording, heard: Heard, n_prompt: int) -> None:
+    def take(self, recording: Recording, heard: Heard, n_prompt: int) -> None:
         """Add what was heard to a recording, and move it on."""
         real = min(recording.n_frames - recording.seek, self.model.config.n_frames)
         recording.heard.append(heard)

@@ -20,6 +20,11 @@ class Action:
 
     kind: ClassVar[str]
 
+    @property
+    def by_position(self) -> bool:
+        """Whether what it does at a position depends on that position alone."""
+        return True
+
     def value(self, x: Activation, hook: Any, region: Region) -> Activation:
         raise TypeError(f"{type(self).__name__} says nothing of what happens at a site")
 
@@ -65,6 +70,10 @@ class Mean(Action):
     kind = "mean"
     source: Source | None = None
 
+    @property
+    def by_position(self) -> bool:
+        return self.source is not None
+
     def value(self, x: Activation, hook: Any, region: Region) -> Activation:
         axis = hook.spec.position_axis
         if self.source is None:
@@ -102,6 +111,10 @@ class Custom(Action):
 
     kind = "custom"
     fn: Callable[..., Tensor | None]
+
+    @property
+    def by_position(self) -> bool:
+        return False
 
     def value(self, x: Activation, hook: Any, region: Region) -> Activation:
         here = x[region.local].clone()

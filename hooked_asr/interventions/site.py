@@ -1,21 +1,26 @@
-"""A place in a model: a hook, and which of its heads and positions."""
+"""A place in a model: a hook, and which of its heads and positions, or of its seconds."""
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooked_asr import timing
 from hooked_asr.errors import HookedASRError
+from hooked_asr.interventions.span import Span
 
 Activation = Float[Tensor, "..."]
 Numbers = SupportsIndex | Iterable[SupportsIndex] | None
+Seconds = tuple[float, float]
 
 # The short names of a block's parts, and the hook that holds what each writes to the stream.
 PARTS = {
@@ -38,22 +43,34 @@ class Site:
     """A place in the model: a hook (a name or a glob), and which of its heads and positions.
 
     Positions are absolute, from 0: the same in a full forward and in cached decoding. One number
-    may stand for itself; None for all there are.
+    may stand for itself; `slice(5, None)` for all from there on; None for all there are. Where a
+    hook's positions hear the sound (frames, encoder positions, keys and values of cross-attention),
+    `seconds=(0.5, 1.2)` means those that overlap that part of the window.
 
     >>> Site.parse("decoder.3.cross_attn.5")
-    Site(hook='decoder.3.cross_attn.hook_z', heads=(5,), positions=None)
+    Site(hook='decoder.3.cross_attn.hook_z', heads=(5,), positions=None, seconds=None)
     >>> str(Site("encoder.2.hook_mlp_out", positions=range(3, 6)))
     'encoder.2.mlp@3-5'
     """
 
     hook: str
     heads: tuple[int, ...] | None
-    positions: tuple[int, ...] | None
+    positions: tuple[int, ...] | Span | None
+    seconds: Seconds | None
 
-    def __init__(self, hook: str, heads: Numbers = None, positions: Numbers = None) -> None:
+    def __init__(
+        self,
+        hook: str,
+        heads: Numbers = None,
+        positions: Numbers | slice | Span = None,
+        seconds: Iterable[float] | None = None,
+    ) -> None:
+        if positions is not None and seconds is not None:
+            raise InterventionError(f"{hook}: say which positions or which seconds, not both")
         object.__setattr__(self, "hook", hook)
         object.__setattr__(self, "heads", as_numbers("heads", heads))
-        object.__setattr__(self, "positions", as_numbers("positions", positions))
+        object.__setattr__(self, "positions", _as_positions(positions))
+        object.__setattr__(self, "seconds", None if seconds is None else _as_seconds(seconds))
 
     @classmethod
     def parse(cls, text: str) -> Site:
@@ -61,15 +78,15 @@ class Site:
 
         `decoder.3.cross_attn.5` (a head, or several: `.5,6`), `decoder.3.cross_attn` / `.attn` /
         `.mlp` (what it writes), `decoder.3.resid_post` (the stream), or any hook's full name; `@7`,
-        `@7-9` or `@2,5` behind it for positions.
+        `@7-9`, `@2,5` or `@5-` (from 5 on) behind it for positions, `@0.5s-1.2s` for seconds.
         """
-        path, at, where = text.partition("@")
-        positions = _parse_numbers(where) if at else None
+        path, at, text_of_where = text.partition("@")
+        where = _parse_where(text_of_where) if at else {}
         block, _, part = path.rpartition(".")
         if part[:1].isdigit():
             hook = f"{block}.hook_z" if block.endswith("attn") else block
-            return cls(hook, _parse_numbers(part), positions)
-        return cls(f"{block}.{PARTS[part]}" if part in PARTS else path, None, positions)
+            return cls(hook, _parse_numbers(part), **where)
+        return cls(f"{block}.{PARTS[part]}" if part in PARTS else path, None, **where)
 
     def __str__(self) -> str:
         block, _, leaf = self.hook.rpartition(".")
@@ -77,8 +94,22 @@ class Site:
         if self.heads:
             short = {"hook_z": block} if block.endswith("attn") else {}
         heads = "." + format_numbers(self.heads) if self.heads else ""
-        positions = "@" + format_numbers(self.positions) if self.positions else ""
-        return short.get(leaf, self.hook) + heads + positions
+        return short.get(leaf, self.hook) + heads + self._where()
+
+    def _where(self) -> str:
+        if self.seconds is not None:
+            start, stop = map(_format_seconds, self.seconds)
+            return f"@{start}s-{stop}s"
+        if isinstance(self.positions, Span):
+            return f"@{self.positions}"
+        return "@" + format_numbers(self.positions) if self.positions else ""
+
+    @property
+    def least_positions(self) -> tuple[int, ...]:
+        """Positions without which it cannot have acted as it was meant to."""
+        if isinstance(self.positions, Span):
+            return (self.positions.start,)
+        return self.positions or ()
 
 
 def as_numbers(name: str, value: Numbers) -> tuple[int, ...] | None:
@@ -104,6 +135,21 @@ def format_numbers(numbers: tuple[int, ...]) -> str:
     return ",".join(map(str, numbers))
 
 
+def parse_positions(text: str) -> tuple[int, ...] | Span:
+    """Positions out of 7, 7-9, 2,5 or 5- (from 5 on)."""
+    if match := re.fullmatch(r"(\d+)-", text):
+        return Span(int(match[1]))
+    return _parse_numbers(text)
+
+
+def _parse_where(text: str) -> dict[str, Any]:
+    """What stands behind the @: positions, or seconds."""
+    moment = r"(\d+(?:\.\d+)?)s"
+    if match := re.fullmatch(f"{moment}-{moment}", text):
+        return {"seconds": (float(match[1]), float(match[2]))}
+    return {"positions": parse_positions(text)}
+
+
 def _parse_numbers(text: str) -> tuple[int, ...]:
     numbers: tuple[int, ...] = ()
     if re.fullmatch(r"\d+(,\d+)*", text):
@@ -112,8 +158,37 @@ def _parse_numbers(text: str) -> tuple[int, ...]:
         first, last = map(int, text.split("-"))
         numbers = tuple(range(first, last + 1))
     if not numbers:
-        raise InterventionError(f"numbers are written 7, 7-9 or 2,5; got {text!r}")
+        raise InterventionError(
+            "numbers are written 7, 7-9 or 2,5 (positions also 5-, from 5 on, and seconds "
+            f"0.5s-1.2s); got {text!r}"
+        )
     return numbers
+
+
+def _as_positions(value: Numbers | slice | Span) -> tuple[int, ...] | Span | None:
+    if isinstance(value, Span):
+        return value
+    if not isinstance(value, slice):
+        return as_numbers("positions", value)
+    start = 0 if value.start is None else value.start
+    numbers = (start,) if value.stop is None else range(start, value.stop)
+    checked = as_numbers("positions", None if value.step not in (None, 1) else numbers)
+    if checked is None:
+        raise InterventionError(f"a slice of positions goes on one by one; got {value}")
+    return Span(checked[0]) if value.stop is None else checked
+
+
+def _as_seconds(value: Iterable[float]) -> Seconds:
+    moments = tuple(map(float, value))
+    if len(moments) != 2 or not 0 <= moments[0] < moments[1] < math.inf:
+        raise InterventionError(
+            f"seconds are from when to when, as in (0.5, 1.2), from 0 on; got {moments}"
+        )
+    return moments
+
+
+def _format_seconds(moment: float) -> str:
+    return np.format_float_positional(moment, trim="-")  # never in powers of ten
 
 
 @dataclass(frozen=True)
@@ -132,17 +207,41 @@ def region(site: Site, hook: Any, x: Activation) -> Region | None:
     """Where `site` lies in `x`; None where none of its positions is among those passing now."""
     passing = hook.positions
     heads = _checked_heads(site, hook, x)
-    if site.positions is None:  # a source is read where the activation stands
-        here: slice | list[int] = slice(None)
-        there: slice | list[int] = slice(passing.start, passing.stop)
+    positions = site.positions if site.seconds is None else _heard(site.seconds, hook)
+    if positions is None or isinstance(positions, Span):
+        # A source is read where the activation stands.
+        first = passing.start if positions is None else max(positions.start, passing.start)
+        here: slice | list[int] = slice(first - passing.start, None)
+        there: slice | list[int] = slice(first, passing.stop)
         last = passing.stop - 1
+        if first > last:
+            return None
     else:
-        there = [position for position in site.positions if position in passing]
+        there = [position for position in positions if position in passing]
         if not there:
             return None
         here = [position - passing.start for position in there]
         last = max(there)
     return Region(_index(hook, x.ndim, here, heads), _index(hook, x.ndim, there, heads), last)
+
+
+def _heard(seconds: Seconds, hook: Any) -> range:
+    """The positions of a hook that hear a part of the window."""
+    clock, n_positions = hook.spec.clock, hook.positions.stop
+    start, stop = map(_format_seconds, seconds)
+    if clock not in timing.FRAMES:
+        raise InterventionError(
+            f"{hook.name} counts tokens, which no clock tells the seconds of; asked for {start} to "
+            f"{stop} s. Say which positions, as in Site(hook, positions=range(7, 10)); where the "
+            "prompt holds the audio, model.audio_positions(inputs) tells which hear what"
+        )
+    positions = timing.hearing(*seconds, clock)
+    if positions.stop > n_positions:
+        window = timing.seconds(n_positions - 1, clock)[1]
+        raise InterventionError(
+            f"the window at {hook.name} is {window:g} s long; asked for {start} to {stop} s"
+        )
+    return positions
 
 
 def _checked_heads(site: Site, hook: Any, x: Activation) -> list[int] | None:

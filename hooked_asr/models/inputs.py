@@ -87,7 +87,7 @@ def position_ids(ids: Tensor, rows: Tensor) -> None:
 
 def audio(encoded: Tensor | None, config: ModelConfig, batch: int) -> Tensor:
     expected = (batch, config.n_pooled, config.encoder.d_model)
-    if encoded is None or tuple(encoded.shape) != expected:
+    if encoded is None or tuple(encoded.shape) not in (expected, (1, *expected[1:])):
         raise InputError(
             f"for {batch} rows of tokens the encoder output must be {list(expected)} "
             f"(batch, audio, d_enc); got {'none' if encoded is None else list(encoded.shape)}"

@@ -21,6 +21,7 @@ from hooked_asr.generation import (
     seeded,
 )
 from hooked_asr.generation.recordings import Recording
+from hooked_asr.generation.row_recordings import RowRecordings
 from hooked_asr.generation.window import Watched
 from hooked_asr.hooks import Hooks
 from hooked_asr.models import inputs as check
@@ -172,6 +173,51 @@ class HookedWhisper(Recogniser):
             transcription.run(progress)
         return Generation([self._transcript(one) for one in recordings], transcription.windows)
 
+    @torch.no_grad()
+    def generate_rows(
+        self,
+        audio: Any,
+        rows: Sequence[Any],
+        *,
+        language: str | None = None,
+        task: str = "transcribe",
+        timestamps: bool = False,
+        prompt: str | Sequence[int] | None = None,
+        max_new_tokens: int | None = None,
+        fwd_hooks: Hooks = (),
+        sample_rate: int | None = None,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> list[Transcript]:
+        """One recording under many interventions: what `generate` gives with each, in one batch.
+
+        - `rows`: an intervention each, or a list of interventions and hooks that act together.
+        - `batch_size`: rows at a time; keys and values of each take memory.
+        - `fwd_hooks`: alive in every row. For the rest see `generate`; decoding is greedy.
+
+        The recording is encoded once, and cross-attention keys and values are shared by all rows
+        that do not touch them. A row whose interventions act position by position (all but custom
+        ones, raw functions and means over the running clip) is first checked against the untouched
+        transcript in one pass, and decoded only from where it differs.
+
+        Raises as `generate`, and `GenerationError` for several recordings.
+        """
+        recordings = self._recordings(audio, sample_rate, None, language)
+        if len(recordings) != 1:
+            raise GenerationError(f"rows are of one recording; got {len(recordings)}")
+        options = DecodingOptions.of(
+            self.generation_config,
+            0.0,
+            task=task,
+            timestamps=timestamps or recordings[0].n_frames > self.config.n_frames,
+            prompt=self._previous(prompt),
+            max_new_tokens=max_new_tokens,
+        )
+        hooks = [[row] if _is_hook(row) else list(row) for row in rows]
+        with self.decoding_hooks(fwd_hooks):
+            heard = RowRecordings(self, recordings[0], hooks, options).run(batch_size, progress)
+        return [self._transcript(one) for one in heard]
+
     def transcribe(self, audio: Any, language: str | None = None, **options: Any) -> Any:
         """The transcript of a clip (a list of them, for a list of clips).
 
@@ -209,12 +255,13 @@ class HookedWhisper(Recogniser):
             )
         return max_length
 
-    def languages_of(self, encoded: Audio) -> list[str]:
-        """As `detect_language`, from the encoder's output."""
+    def languages_of(self, encoded: Audio, n_rows: int | None = None) -> list[str]:
+        """As `detect_language`, from the encoder's output, which `n_rows` may share."""
+        n_rows = n_rows or len(encoded)
         rules: Any = self.generation_config
         if not is_multilingual(rules):
-            return ["en"] * len(encoded)
-        start = torch.full((len(encoded), 1), rules.decoder_start_token_id, device=self.device)
+            return ["en"] * n_rows
+        start = torch.full((n_rows, 1), rules.decoder_start_token_id, device=self.device)
         logits = self.decode(start, encoded)[:, -1]
         names = list(rules.lang_to_id)
         best = logits[:, list(rules.lang_to_id.values())].argmax(-1)
@@ -318,3 +365,10 @@ class HookedWhisper(Recogniser):
 
 def _is_mel(audio: Any) -> bool:
     return isinstance(audio, Tensor) and audio.ndim == 3
+
+
+def _is_hook(row: Any) -> bool:
+    """Whether a row is one intervention, or one (selector, function), and no list of them."""
+    if not isinstance(row, tuple | list):
+        return True
+    return isinstance(row, tuple) and len(row) == 2 and callable(row[1]) and not callable(row[0])

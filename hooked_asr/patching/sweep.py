@@ -108,7 +108,8 @@ def _check(operation: str, alpha: float, clean: Inputs, reference: Inputs | None
         if ours != theirs:
             raise SweepError(
                 f"clean has {ours} tokens and reference {theirs}: positions must answer to each "
-                "other. Teacher-force both with the same text"
+                "other. Teacher-force both with the same text, and give clips of one length where "
+                "prompts hold the audio"
             )
 
 

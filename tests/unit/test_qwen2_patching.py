@@ -7,7 +7,7 @@ import torch
 from tiny_qwen2 import hf_inputs, hf_qwen2_audio, hooked, inputs
 
 from hooked_asr.interventions import Site, replace, zero
-from hooked_asr.patching import SitesError, attentions, components, grid, heads, sweep
+from hooked_asr.patching import SitesError, SweepError, attentions, components, grid, heads, sweep
 
 LAYOUT = "gqa"  # four heads in each stack; in the decoder two share their keys and values
 A, B = 11, 23  # two tokens
@@ -171,6 +171,11 @@ def test_the_encoders_stream_carries_all_that_is_heard(model, batch):
     clean, reference = two_runs(batch)
     result = swept(model, clean, components("encoder", "resid_post"), reference=reference)
     assert result.values.flatten().tolist() == [result.reference] * 2 != [result.clean] * 2
+
+
+def test_to_replace_needs_clips_of_one_length(model):
+    with pytest.raises(SweepError, match=r"clean has 22 tokens and reference 17.* of one length"):
+        swept(model, inputs([[61]]), heads("decoder.attn"), reference=inputs([[40]]))
 
 
 # --- Which sites there are ------------------------------------------------------------------------

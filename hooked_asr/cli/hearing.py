@@ -1,0 +1,107 @@
+"""The options of `transcribe` turned into what each family of models is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hooked_asr.cli.options import OptionError, asked
+from hooked_asr.generation import Generated
+from hooked_asr.hooks import Hooks
+from hooked_asr.models.recogniser import Recogniser
+from hooked_asr.models.whisper import HookedWhisper
+from hooked_asr.speech import MAX_TOKEN_COMPRESSION
+
+# Below this mean log-probability of a token (nats), Whisper's own decoding tries again.
+_LEAST_LOGPROB = -1.0
+
+Hear = Callable[[Path, Hooks, bool], Generated]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How recordings are to be transcribed, as it was asked for; None and empty where it was not.
+
+    `asks` are the options by which families differ (language, task, prompt).
+    """
+
+    asks: dict[str, str | None] = field(default_factory=dict)
+    timestamps: bool = False
+    words: bool = False
+    previous: str | None = None
+    temperatures: Sequence[float] = ()
+    beams: int | None = None
+    seed: int | None = None
+
+
+def hearing(model: Recogniser, wishes: Wishes) -> Hear:
+    """A function that transcribes one recording: `hear(path, hooks, progress)`.
+
+    Raises `OptionError` for what this kind of model is not asked by, or does not do.
+    """
+    asks = asked(model, **wishes.asks)
+    if isinstance(model, HookedWhisper):
+        return _whisper(model, asks, wishes)
+    return _asked_in_words(model, asks, wishes)
+
+
+def _whisper(model: HookedWhisper, asks: dict[str, str], wishes: Wishes) -> Hear:
+    options: dict[str, Any] = {
+        **asks,
+        "timestamps": wishes.timestamps,
+        "words": wishes.words,
+        "prompt": wishes.previous,
+        "num_beams": wishes.beams or 1,
+        "seed": wishes.seed,
+        **_temperatures(model, wishes.temperatures),
+    }
+    return lambda path, hooks, progress: (
+        model.generate(path, **options, fwd_hooks=hooks, progress=progress)[0]
+    )
+
+
+def _temperatures(model: HookedWhisper, temperatures: Sequence[float]) -> dict[str, Any]:
+    """One temperature, or several with what decides on the next.
+
+    Most checkpoints have no thresholds, and without any the second temperature would never come.
+    """
+    if len(temperatures) < 2:
+        return {"temperature": temperatures[0] if temperatures else 0.0}
+    thresholds = {
+        "compression_ratio_threshold": MAX_TOKEN_COMPRESSION,
+        "logprob_threshold": _LEAST_LOGPROB,
+    }
+    rules = model.generation_config
+    open_ones = {k: v for k, v in thresholds.items() if getattr(rules, k, None) is None}
+    return {"temperature": tuple(temperatures), **open_ones}
+
+
+def _asked_in_words(model: Any, asks: dict[str, str], wishes: Wishes) -> Hear:
+    _check_no_other_wishes(model, wishes)
+
+    def hear(path: Path, hooks: Hooks, progress: bool) -> Generated:
+        inputs = model.to_inputs(path, **model.settled(path, **asks))
+        heard: Generated = model.generate(**inputs, fwd_hooks=hooks, progress=progress)[0]
+        return heard
+
+    return hear
+
+
+def _check_no_other_wishes(model: Recogniser, wishes: Wishes) -> None:
+    others = {
+        "--timestamps": wishes.timestamps,
+        "--words": wishes.words,
+        "--previous": wishes.previous is not None,
+        "--temperature": bool(wishes.temperatures),
+        "--beams": wishes.beams is not None,
+        "--seed": wishes.seed is not None,
+    }
+    for option, given in others.items():
+        if given:
+            raise OptionError(
+                f"{type(model).__name__} is decoded greedily, to text and tokens without times: "
+                f"leave out {option}; it is asked by "
+                + " and ".join(f"--{known}" for known in model.asked_by)
+            )
