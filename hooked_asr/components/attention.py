@@ -166,7 +166,7 @@ class Attention(nn.Module):
         return keys if self.group_size == 1 else keys.repeat_interleave(self.group_size, dim=2)
 
     def _split(self, x: Resid) -> Heads:
-        return x.unflatten(-1, (-1, self.d_head))
+        return x.view(*x.shape[:-1], -1, self.d_head)
 
     # --- Weights in the field's shapes: views, never copies ---------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -38,11 +39,10 @@ def decode_beams(
     after another, behind the prompt, which is run once for each clip. Length penalty and early
     stopping are the checkpoint's.
 
-    `avg_logprob` is the mean, over a hypothesis' new tokens (the end token included), of each
-    token's log-probability at the step that chose it, in the beam that it continues: log-softmax of
-    the scores that the processors return (themselves processed log-probabilities), before the
-    beam's own score is added. What the rules forbid counts for nothing in it, and there is no
-    length penalty.
+    A token's log-probability is the one at the step that chose it, in the beam that it continues:
+    log-softmax of the scores that the processors return (themselves processed log-probabilities),
+    before the beam's own score is added. What the rules forbid counts for nothing in it.
+    `avg_logprob` is the mean over the new tokens, the end token included, without length penalty.
 
     Raises `GenerationError` for a prompt that fills the limit, or is padded behind its tokens.
     """
@@ -59,7 +59,7 @@ def decode_beams(
         search.add(prompt_logits[search.rows, -1])
         bar.update()
         while not search.over:
-            steps.reorder(search.rows)
+            steps.reorder(search.rows, audio=False)  # the same clip's
             search.add(steps(search.tokens)[:, -1])
             bar.update()
     return Decoded(*search.best(), prompt_logits)
@@ -189,14 +189,13 @@ class _BeamSearch:
         """The best finished hypothesis of each clip, as a row and as prompt and tokens."""
         finished = self._finished
         tokens, n_tokens = finished.tokens[:, 0], finished.n_tokens[:, 0].tolist()
-        rows = [
-            self._row(*one)
-            for one in zip(tokens.tolist(), n_tokens, finished.logprobs[:, 0].tolist(), strict=True)
-        ]
+        logprobs = finished.logprobs[:, 0].tolist()
+        rows = [self._row(*one) for one in zip(tokens.tolist(), n_tokens, logprobs, strict=True)]
         return rows, tokens[:, : max(n_tokens)]
 
-    def _row(self, tokens: list[int], n_tokens: int, logprob: float) -> Row:
+    def _row(self, tokens: list[int], n_tokens: int, logprobs: list[float]) -> Row:
         new = tokens[self._n_prompt : n_tokens]
         ended = bool(new) and new[-1] in self._rules.ends
-        mean = logprob / len(new) if new else float("-inf")
-        return Row(new[:-1] if ended else new, ended, mean)
+        said = tuple(logprobs[: len(new)])
+        mean = fmean(said) if said else float("-inf")
+        return Row(new[:-1] if ended else new, ended, mean, said)

@@ -24,14 +24,14 @@ class Hypotheses:
 
     - `tokens`: prompt and new tokens, all of one length; behind `n_tokens` of them is padding.
     - `scores`: what they are ranked by.
-    - `logprobs`: sum of the new tokens' log-probabilities (nats) under the rules.
+    - `logprobs`: the new tokens' log-probabilities (nats) under the rules, padded as they are.
     - `done`: whether nothing can follow.
     """
 
     tokens: Int[Tensor, "clip beam pos"]
     n_tokens: Int[Tensor, "clip beam"]
     scores: Float[Tensor, "clip beam"]
-    logprobs: Float[Tensor, "clip beam"]
+    logprobs: Float[Tensor, "clip beam _"]
     done: Bool[Tensor, "clip beam"]
 
     @classmethod
@@ -42,7 +42,7 @@ class Hypotheses:
             tokens=prompt[:, None].expand(-1, n, -1),
             n_tokens=nothing.long() + prompt.shape[1],
             scores=nothing + NEVER,
-            logprobs=nothing,
+            logprobs=nothing[..., None][..., :0],
             done=nothing.bool(),
         )
 
@@ -52,7 +52,7 @@ class Hypotheses:
             tokens=self.tokens.take_along_dim(places[..., None], dim=1),
             n_tokens=self.n_tokens.gather(1, places),
             scores=self.scores.gather(1, places),
-            logprobs=self.logprobs.gather(1, places),
+            logprobs=self.logprobs.take_along_dim(places[..., None], dim=1),
             done=self.done.gather(1, places),
         )
 
@@ -67,7 +67,11 @@ class Hypotheses:
 
     def padded(self, padding: int) -> Hypotheses:
         """The same, one position longer."""
-        return replace(self, tokens=F.pad(self.tokens, (0, 1), value=padding))
+        return replace(
+            self,
+            tokens=F.pad(self.tokens, (0, 1), value=padding),
+            logprobs=F.pad(self.logprobs, (0, 1)),
+        )
 
 
 def likeliest_continuations(
@@ -87,7 +91,7 @@ def likeliest_continuations(
         tokens=torch.cat([before.tokens, (places % d_vocab)[..., None]], dim=2),
         n_tokens=before.n_tokens + 1,
         scores=best,
-        logprobs=before.logprobs + logprobs,
+        logprobs=torch.cat([before.logprobs, logprobs[..., None]], dim=2),
         done=before.done,
     )
     return continuations, parents

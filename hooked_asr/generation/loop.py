@@ -76,12 +76,11 @@ def decode_rows(
     with tqdm(
         total=limit - prompt.shape[1], unit="token", disable=not progress, leave=False
     ) as bar:
-        while said.tokens.shape[1] < limit and not said.ended.all():
+        while said.tokens.shape[1] < limit and not said.all_ended:
             logits = steps(said.tokens)
             prompt_logits = logits if prompt_logits is None else prompt_logits
-            tokens: Any = said.tokens
-            scores: Any = processors(tokens, logits[:, -1].float())
-            said.add(_pick(scores, temperature), scores * (temperature or 1.0))
+            scores = allowed(processors, said.tokens, logits[:, -1])
+            said.add(_pick(scores, temperature), scores * temperature if temperature else scores)
             bar.update()
     assert prompt_logits is not None  # check_room leaves room for a step
     return Decoded(said.rows(), said.tokens, prompt_logits)
@@ -96,6 +95,20 @@ def greedy(
     """
     limit = model.token_limit(inputs["tokens"].shape[1]) if limit is None else limit
     return [row.tokens for row in decode_rows(model, inputs, limit, progress=progress).rows]
+
+
+def allowed(
+    processors: LogitsProcessorList,
+    tokens: Int[Tensor, "batch _"],
+    logits: Float[Tensor, "batch d_vocab"],
+) -> Scores:
+    """What the rules make of the next token's logits, behind these tokens."""
+    # One by one: as a list they would have their signatures inspected at every step.
+    scores: Any = logits.float()
+    before: Any = tokens
+    for processor in processors:
+        scores = processor(before, scores)
+    return scores
 
 
 def check_room(model: Any, n_prompt: int, limit: int) -> None:
@@ -119,31 +132,30 @@ class _Said:
 
     def __init__(self, prompt: Tokens, rules: Any) -> None:
         self.tokens = prompt
+        self.any_ended = self.all_ended = False
         self._n_prompt = prompt.shape[1]
-        ends = end_tokens(rules)
-        self._ends = torch.tensor(ends, device=prompt.device)
-        padding = (getattr(rules, "pad_token_id", None), *ends, 0)
+        self._ends = end_tokens(rules)
+        padding = (getattr(rules, "pad_token_id", None), *self._ends, 0)
         self._padding = next(token for token in padding if token is not None)
-        self.ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
+        self._ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
         self._logprobs: list[Float[Tensor, " batch"]] = []
-        self._counts = torch.zeros(len(prompt), dtype=torch.long, device=prompt.device)
 
     def add(self, new: Int[Tensor, " batch"], scores: Scores) -> None:
-        logprobs = scores.gather(1, new[:, None])[:, 0] - scores.logsumexp(-1)
-        alive = ~self.ended
-        self._logprobs.append(logprobs)
-        self._counts += alive
-        # A row that has ended runs on beside the others, on padding.
-        new = new.where(alive, self._padding)
-        self.ended = self.ended | torch.isin(new, self._ends)
+        self._logprobs.append(scores.gather(1, new[:, None])[:, 0] - scores.logsumexp(-1))
+        if self.any_ended:  # a row that has ended runs on beside the others, on padding
+            new = new.where(~self._ended, self._padding)
+        for end in self._ends:
+            self._ended = self._ended | (new == end)
+        self.any_ended, self.all_ended = bool(self._ended.any()), bool(self._ended.all())
         self.tokens = torch.cat([self.tokens, new[:, None]], dim=1)
 
     def rows(self) -> list[Row]:
         new = self.tokens[:, self._n_prompt :].tolist()
         logprobs = torch.stack(self._logprobs, dim=1).tolist()
-        return [
-            Row(row[: count - ended], ended, fmean(sure[:count]), tuple(sure[:count]))
-            for row, sure, count, ended in zip(
-                new, logprobs, self._counts.tolist(), self.ended.tolist(), strict=True
-            )
-        ]
+        return [self._row(*one) for one in zip(new, logprobs, strict=True)]
+
+    def _row(self, tokens: list[int], logprobs: list[float]) -> Row:
+        ends = [i for i, token in enumerate(tokens) if token in self._ends]
+        n_said = ends[0] if ends else len(tokens)
+        sure = tuple(logprobs[: n_said + bool(ends)])
+        return Row(tokens[:n_said], bool(ends), fmean(sure), sure)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from hooked_asr.cache import ActivationCache
+from hooked_asr.generation.lockstep import encoding_beside
 from hooked_asr.generation.options import DecodingOptions
 from hooked_asr.generation.recorder import StepRecorder
+from hooked_asr.generation.recording import Recording
+from hooked_asr.generation.references import ReferenceRecordings
 from hooked_asr.generation.result import Segment, Window
 from hooked_asr.generation.rules import end_tokens
 from hooked_asr.generation.segments import Cut, cut
@@ -22,53 +23,27 @@ from hooked_asr.generation.window import DecodedWindow, Heard, Watched, decode_w
 from hooked_asr.generation.words import WordTimes
 from hooked_asr.timing import FRAMES_PER_SECOND
 
-Frames = Float[Tensor, "n_mels frame"]
-
 # Below it, what was heard is thought good enough to be told to the next window.
 _SURE_TEMPERATURE = 0.5
-
-
-@dataclass(eq=False)
-class Recording:
-    """One recording on its way: its log-mel frames, how far it is decoded, and what was heard.
-
-    Of its `n_frames`, which are decoded, `n_heard` are sound and the rest padding. `cuts` are the
-    pieces of the transcript so far, the given prompt's text first.
-    """
-
-    clip: int
-    mel: Frames
-    n_frames: int
-    n_heard: int
-    language: str | None = None
-    seek: int = 0
-    conditioned: bool = False
-    cuts: list[Cut] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-    heard: list[Heard] = field(default_factory=list)
-
-    @property
-    def done(self) -> bool:
-        return self.seek >= self.n_frames
-
-    def window(self, n_frames: int) -> Frames:
-        """The next window, with nothing behind the recording's end."""
-        piece = self.mel[:, self.seek : min(self.seek + n_frames, self.n_frames)]
-        return F.pad(piece, (0, n_frames - piece.shape[1]))
 
 
 class Transcription:
     """The decoding of some recordings together.
 
     The windows of all that are not done yet are decoded as one batch; each recording moves on by
-    its own time stamps.
+    its own time stamps. `references` are decoded beside them.
     """
 
     def __init__(
-        self, model: Any, recordings: list[Recording], options: DecodingOptions, watched: Watched
+        self,
+        model: Any,
+        recordings: list[Recording],
+        options: DecodingOptions,
+        watched: Watched,
+        references: Sequence[ReferenceRecordings] = (),
     ) -> None:
         self.model, self.recordings, self.options = model, recordings, options
-        self.watched = watched
+        self.watched, self.references = watched, references
         self.windows: list[Window] = []
         rules, n_ctx = model.generation_config, model.config.decoder.n_ctx
         self._max_length = rules.max_length or n_ctx
@@ -77,6 +52,8 @@ class Transcription:
             recording.conditioned = bool(options.condition_on_prev_tokens)
             if options.prompt:
                 recording.cuts.append(Cut(0.0, 0.0, list(options.prompt[1:])))
+        for reference in references:
+            reference.check(recordings, options)
 
     def run(self, progress: bool = False) -> None:
         """Decode to the end of every recording."""
@@ -90,14 +67,13 @@ class Transcription:
 
     def _next_window(self, active: list[Recording], progress: bool) -> None:
         model, recorder = self.model, StepRecorder()
-        names = list(self.watched.names)
-        with model.hooks([(names, recorder)] if names else []):
-            encoded = model.encode(
-                torch.stack([one.window(model.config.n_frames) for one in active])
-            )
-        self._tell_languages(active, encoded)
+        names, n_frames = list(self.watched.names), model.config.n_frames
+        theirs = [(one.reference, one.windows(active, n_frames)) for one in self.references]
+        with encoding_beside(theirs) as beside, model.hooks([(names, recorder)] if names else []):
+            encoded = model.encode(torch.stack([one.window(n_frames) for one in active]))
+        self._tell_languages(active, encoded, **beside)
         tokens, mask, n_init = self._prompts(active)
-        inputs = {"audio": encoded, "tokens": tokens}
+        inputs = {"audio": encoded, "tokens": tokens, **beside}
         if mask is not None:
             inputs["attention_mask"] = mask
         limit = self.limit(tokens.shape[1])
@@ -108,10 +84,11 @@ class Transcription:
 
     # --- Before the window ------------------------------------------------------------------------
 
-    def _tell_languages(self, active: list[Recording], encoded: Tensor) -> None:
+    def _tell_languages(self, active: list[Recording], encoded: Tensor, **beside: Any) -> None:
         if all(recording.language for recording in active):
             return
-        for recording, found in zip(active, self.model.languages_of(encoded), strict=True):
+        languages = self.model.languages_of(encoded, **beside)
+        for recording, found in zip(active, languages, strict=True):
             recording.language = recording.language or found
 
     def _prompts(self, active: list[Recording]) -> tuple[Tensor, Tensor | None, int]:

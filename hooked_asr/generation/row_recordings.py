@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from hooked_asr.generation.loop import Row, decode_rows
 from hooked_asr.generation.options import DecodingOptions
-from hooked_asr.generation.recordings import Recording, Transcription
+from hooked_asr.generation.recording import Recording
+from hooked_asr.generation.recordings import Transcription
 from hooked_asr.generation.row_hooks import RowHooks
 from hooked_asr.generation.rows import RowsDecoder
 from hooked_asr.generation.rules import PromptShape, end_tokens, logits_processors

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessorList
 
 from hooked_asr.components.kv_cache import KVCache
-from hooked_asr.generation.loop import Row
+from hooked_asr.generation.loop import Row, allowed
 from hooked_asr.generation.row_hooks import RowHooks
 from hooked_asr.generation.rules import PromptShape, end_tokens, logits_processors
 from hooked_asr.shapes import Audio
@@ -200,8 +200,7 @@ def _likeliest(
     processors: LogitsProcessorList,
 ) -> tuple[list[int], list[float]]:
     """The next token of each row, and its log-probability under the rules."""
-    before: Any = tokens
-    scores: Any = processors(before, logits.float())
+    scores = allowed(processors, tokens, logits)
     new = scores.argmax(-1)
     logprobs = scores.gather(1, new[:, None])[:, 0] - scores.logsumexp(-1)
     return new.tolist(), logprobs.tolist()

@@ -38,33 +38,30 @@ class PromptShape:
 
 
 # Fields of a generation config that change what is said, and the processor that each stands for,
-# in the reference's order.
-_Maker = Callable[[Any, PromptShape], LogitsProcessor]
+# in the reference's order, made of the field's value, the whole config and the prompt.
+_Maker = Callable[[Any, Any, PromptShape], LogitsProcessor]
 _RULES: dict[str, _Maker] = {
-    "repetition_penalty": lambda rules, prompt: RepetitionPenaltyLogitsProcessor(
-        rules.repetition_penalty, prompt.padding
+    "repetition_penalty": lambda penalty, rules, prompt: RepetitionPenaltyLogitsProcessor(
+        penalty, prompt.padding
     ),
-    "no_repeat_ngram_size": lambda rules, prompt: NoRepeatNGramLogitsProcessor(
-        rules.no_repeat_ngram_size
+    "no_repeat_ngram_size": lambda size, rules, prompt: NoRepeatNGramLogitsProcessor(size),
+    "bad_words_ids": lambda ids, rules, prompt: NoBadWordsLogitsProcessor(ids, rules.eos_token_id),
+    "min_new_tokens": lambda least, rules, prompt: MinNewTokensLengthLogitsProcessor(
+        prompt.length, least, rules.eos_token_id, device=prompt.device
     ),
-    "bad_words_ids": lambda rules, prompt: NoBadWordsLogitsProcessor(
-        rules.bad_words_ids, rules.eos_token_id
+    "suppress_tokens": lambda ids, rules, prompt: SuppressTokensLogitsProcessor(
+        ids, device=prompt.device
     ),
-    "min_new_tokens": lambda rules, prompt: MinNewTokensLengthLogitsProcessor(
-        prompt.length, rules.min_new_tokens, rules.eos_token_id, device=prompt.device
-    ),
-    "suppress_tokens": lambda rules, prompt: SuppressTokensLogitsProcessor(
-        rules.suppress_tokens, device=prompt.device
-    ),
-    "begin_suppress_tokens": lambda rules, prompt: SuppressTokensAtBeginLogitsProcessor(
-        rules.begin_suppress_tokens, prompt.length, device=prompt.device
+    "begin_suppress_tokens": lambda ids, rules, prompt: SuppressTokensAtBeginLogitsProcessor(
+        ids, prompt.length, device=prompt.device
     ),
 }
 _SAMPLING_RULES: dict[str, _Maker] = {
-    "top_k": lambda rules, prompt: TopKLogitsWarper(rules.top_k),
-    "top_p": lambda rules, prompt: TopPLogitsWarper(rules.top_p),
+    "top_k": lambda k, rules, prompt: TopKLogitsWarper(k),
+    "top_p": lambda p, rules, prompt: TopPLogitsWarper(p),
 }
-# What these fields say when they say nothing.
+# What the reference takes a field for that says nothing, and values at which it does nothing.
+_UNSAID = {"top_k": 50}
 _IDLE = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -98,11 +95,13 @@ def logits_processors(
 def _of(
     makers: Mapping[str, _Maker], rules: GenerationConfig, prompt: PromptShape
 ) -> list[LogitsProcessor]:
-    return [
-        make(rules, prompt)
-        for field, make in makers.items()
-        if getattr(rules, field, None) not in (None, _IDLE.get(field))
-    ]
+    processors = []
+    for field, make in makers.items():
+        value = getattr(rules, field, None)
+        value = _UNSAID.get(field) if value is None else value
+        if value is not None and value != _IDLE.get(field):
+            processors.append(make(value, rules, prompt))
+    return processors
 
 
 def end_tokens(rules: GenerationConfig) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,12 +19,23 @@ class GenerationError(HookedASRError):
     """A way of decoding that the model has no room for, or that contradicts itself."""
 
 
+class Beside:
+    """What runs beside a decoding on the same tokens: here, nothing (see `lockstep`)."""
+
+    def step(self, tokens: Tokens) -> AbstractContextManager[None]:
+        """Run on the tokens so far, and be there to be read for the length of a block."""
+        return nullcontext()
+
+    def reorder(self, rows: Int[Tensor, " row"]) -> None:
+        """Keep these rows, in this order."""
+
+
 class Steps:
     """Called with all tokens so far, gives the logits of those that are new.
 
-    `inputs` are a forward's, with the encoder's output in place of the log-mel frames; `limit` is
-    how many tokens there may be. Keys and values are kept in between. `model.clock.step` counts the
-    passes, the prompt's being 0.
+    `inputs` are a forward's, with the encoder's output in place of the log-mel frames, and maybe
+    `beside`, which begins what runs beside; `limit` is how many tokens there may be. Keys and
+    values are kept in between. `model.clock.step` counts the passes, the prompt's being 0.
     """
 
     def __init__(self, model: Any, inputs: Mapping[str, Any], limit: int) -> None:
@@ -33,10 +45,13 @@ class Steps:
         self._heard = {
             name: value
             for name, value in inputs.items()
-            if name not in ("tokens", "attention_mask")
+            if name not in ("tokens", "attention_mask", "beside")
         }
         self.past = KVCache(model.config.decoder.n_layers, capacity=limit)
         self._step = 0
+        beside = inputs.get("beside")
+        own = {name: value for name, value in inputs.items() if name != "beside"}
+        self._beside: Beside = beside.begin(own, limit) if beside else Beside()
 
     def __call__(self, tokens: Tokens) -> Float[Tensor, "batch _ d_vocab"]:
         past = self.past.length
@@ -45,18 +60,22 @@ class Steps:
             mask = _lengthened(self.mask, tokens.shape[1])
             padding = {"attention_mask": mask, "position_ids": _places(mask)[:, past:]}
         heard = {} if past else self._heard
-        with self._model.clock.stepping(self._step):
+        with self._model.clock.stepping(self._step), self._beside.step(tokens):
             logits: Tensor = self._model.decode(
                 tokens[:, past:], past=self.past, **heard, **padding
             )
         self._step += 1
         return logits
 
-    def reorder(self, rows: Int[Tensor, " row"]) -> None:
-        """Keep these rows, in this order; a row may come several times."""
-        self.past.reorder(rows)
+    def reorder(self, rows: Int[Tensor, " row"], audio: bool = True) -> None:
+        """Keep these rows, in this order; a row may come several times.
+
+        `audio`: whether each takes its audio's keys and values along (see `LayerCache.reorder`).
+        """
+        self.past.reorder(rows, audio)
         if self.mask is not None:
             self.mask = self.mask[rows]
+        self._beside.reorder(rows)
 
     @property
     def padding(self) -> Int[Tensor, " batch"] | None:

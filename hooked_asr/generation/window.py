@@ -121,11 +121,12 @@ class _Attempt:
     ) -> _Attempt:
         activations, patterns = StepRecorder(), StepRecorder(watched.pattern_heads)
         beams = options.num_beams > 1 and not temperature
+        stepwise = model.has_hooks  # one of the caller's may know the step
         with _recorded(model, Watched() if beams else watched, activations, patterns):
             decoded = _decode(model, inputs, limit, options, temperature, progress)
         if beams and watched != Watched():  # the beam that won is read once more, by itself
             with _recorded(model, watched, activations, patterns):
-                Steps(model, inputs, limit)(decoded.whole[:, :-1])
+                _read_again(model, inputs, limit, decoded.whole[:, :-1], stepwise)
         return cls(
             options=options,
             temperature=temperature,
@@ -172,16 +173,27 @@ def _decode(
 ) -> Decoded:
     prompt = inputs["tokens"]
     mask = inputs.get("attention_mask")
-    padding = None if mask is None else (mask == 0).sum(1)
+    beams = 1 if temperature else options.num_beams
+    padding = None if mask is None else (mask == 0).sum(1).repeat_interleave(beams)
     processors = logits_processors(
         model.generation_config,
         PromptShape(prompt.shape[1], str(prompt.device), padding),
         options.timestamps,
         temperature,
     )
-    if options.num_beams > 1 and not temperature:
+    if beams > 1:
         return decode_beams(model, inputs, limit, processors, options.num_beams, progress)
     return decode_rows(model, inputs, limit, processors, temperature, progress)
+
+
+def _read_again(
+    model: Any, inputs: Mapping[str, Any], limit: int, read: Tokens, stepwise: bool
+) -> None:
+    """One pass over all that was read, or the passes in which it was read."""
+    steps = Steps(model, inputs, limit)
+    for length in range(inputs["tokens"].shape[1] if stepwise else read.shape[1], read.shape[1]):
+        steps(read[:, :length])
+    steps(read)
 
 
 @contextmanager

@@ -163,9 +163,9 @@ class HookedEncoderDecoder(HookedModule):
                 past.check(len(self.decoder), *resid.shape[:2])
             mask = self._decoder_mask(attention_mask, resid, offset)
             around = self._around(resid, audio, position_ids, past)
-            for i in range(start, stop):
-                layer_past = past.layers[i] if past else None
-                resid = self.decoder[i](resid, past=layer_past, mask=mask, **around)
+            pasts = past.layers if past else [None] * len(self.decoder)
+            for block, kept in list(zip(self.decoder, pasts, strict=True))[start:stop]:
+                resid = block(resid, past=kept, mask=mask, **around)
             return resid if stop_at is not None else self.unembed(self.decoder_final_ln(resid))
 
     def encoded(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

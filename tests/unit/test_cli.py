@@ -199,7 +199,7 @@ def test_transcribe_in_a_language(run, clips, tmp_path):
         *("transcribe", clips / "low.wav", "-m", folder),
         *("--language", "german", "--task", "translate"),
     )
-    assert done.out.strip() == model.transcribe(clips / "low.wav", "de", "translate")
+    assert done.out.strip() == model.transcribe(clips / "low.wav", "de", task="translate")
 
 
 def test_transcribe_in_half_precision(run, folder, clips):
