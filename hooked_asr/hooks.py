@@ -26,10 +26,24 @@ class HookError(HookedASRError):
 
 @dataclass
 class _Attached:
-    """One function attached to one hook point, and how many positions have come by it."""
+    """One function attached to one hook point, and what has come by it.
+
+    `n_steps`: of a decoding; `positions`: those of the steps in which it acts (an intervention's
+    `acts_in`; a plain function acts in all).
+    """
 
     fn: HookFunction
-    reached: int = 0
+    n_steps: int = 0
+    positions: range = range(0)
+
+    def meet(self, positions: range, step: int) -> None:
+        self.n_steps = max(self.n_steps, step + 1)
+        acts_in = getattr(self.fn, "acts_in", None)
+        if acts_in is None or acts_in(step):
+            before = self.positions or positions
+            self.positions = range(
+                min(before.start, positions.start), max(before.stop, positions.stop)
+            )
 
 
 @dataclass
@@ -53,17 +67,16 @@ class _Item:
     @property
     def idle(self) -> str | None:
         """What to say of a hook that had nothing to do, though it was meant to do something."""
-        reached = max((attached.reached for _, attached in self.places), default=0)
         who = f"hook function {_fn_name(self.fn)!r} on {self.selector!r}"
-        if not reached:
+        passed = [attached for _, attached in self.places if attached.n_steps]
+        if not passed:
             return (
                 f"{who} never fired: this run did not pass there (see start_at, stop_at and audio)"
             )
-        acts_at = getattr(self.fn, "acts_at", None) or ()  # an intervention's positions
-        beyond = [position for position in acts_at if position >= reached]
-        if beyond:
-            return f"{who} never met position {beyond[0]}: this run had 0 to {reached - 1}"
-        return None
+        most = max(passed, key=lambda attached: attached.positions.stop)
+        unmet = getattr(self.fn, "unmet", None)  # an intervention's
+        missed = unmet(most.positions, most.n_steps) if unmet else None
+        return f"{who} never met {missed}" if missed else None
 
 
 @dataclass
@@ -121,6 +134,13 @@ class HookPoint(nn.Module):
         """Whether anything listens here; a lazy tensor is computed only then."""
         return bool(self.fwd_fns or self.bwd_fns or self._forward_hooks)
 
+    def __call__(self, x: Tensor, own: bool = False) -> Tensor:
+        # Before the machinery of nn.Module, which costs more than most of a decoding step's work.
+        if not (self.fwd_fns or self.bwd_fns or self._forward_hooks):
+            return x
+        out: Tensor = super().__call__(x, own)
+        return out
+
     def forward(self, x: Tensor, own: bool = False) -> Tensor:
         """`own`: nothing else needs this very tensor, so functions may edit it in place."""
         if not self.active:
@@ -150,7 +170,7 @@ class HookPoint(nn.Module):
         start = self.clock.offset if self.spec.clock == "pos" else 0
         self.positions = range(start, start + x.shape[self.spec.position_axis])
         for attached in self.fwd_fns:
-            attached.reached = self.positions.stop
+            attached.meet(self.positions, self.clock.step)
             out = attached.fn(x, hook=self)
             if out is not None and out is not x:
                 # The function may still hold what it gave: the next one edits a copy.
@@ -168,7 +188,7 @@ class HookPoint(nn.Module):
         if not x.requires_grad:  # the input, fixed positions, and what only frozen weights made
             x.requires_grad_()
         for attached in self.bwd_fns:
-            attached.reached = self.positions.stop
+            attached.meet(self.positions, self.clock.step)
             x.register_hook(lambda grad, fn=attached.fn: self._gradient(grad, fn))
 
     def _gradient(self, grad: Tensor, fn: HookFunction) -> Tensor:
@@ -239,6 +259,9 @@ class HookedModule(nn.Module):
         self.clock = Clock()
         for name, point in self.hook_points.items():
             point.spec, point.clock = table[name], self.clock
+        for module in self.modules():
+            # Found at once, not by nn.Module's search, which a decoding step would do 300 times.
+            module.__dict__.update(module._modules)
 
     @property
     def has_hooks(self) -> bool:
@@ -257,6 +280,22 @@ class HookedModule(nn.Module):
         """
         with self._attach(fwd_hooks, bwd_hooks):
             yield self
+
+    @contextmanager
+    def unhooked(self) -> Iterator[None]:
+        """Let none of the functions attached by now act for the length of a `with` block.
+
+        For a run beside another: it neither shows itself to the other's hooks, nor is it changed.
+        """
+        points = [point for point in self.hook_points.values() if point.fwd_fns or point.bwd_fns]
+        kept = [(point.fwd_fns, point.bwd_fns) for point in points]
+        for point in points:
+            point.fwd_fns, point.bwd_fns = [], []
+        try:
+            yield
+        finally:
+            for point, (fwd_fns, bwd_fns) in zip(points, kept, strict=True):
+                point.fwd_fns, point.bwd_fns = fwd_fns, bwd_fns
 
     @contextmanager
     def _attach(self, fwd_hooks: Hooks, bwd_hooks: Hooks = ()) -> Iterator[list[_Item]]:

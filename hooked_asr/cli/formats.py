@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from hooked_asr.cli.options import OptionError
 from hooked_asr.generation import Generated, Segment, Transcript
 from hooked_asr.models.recogniser import Recogniser
 from hooked_asr.models.whisper import HookedWhisper
+from hooked_asr.patching.saving import plain
 from hooked_asr.speech import Word, to_srt, to_vtt
 
 
@@ -65,7 +63,7 @@ def written(audio: Path, heard: Generated, chosen: Format, times: bool) -> str:
 def json_text(audio: Path, heard: Generated) -> str:
     """A transcript as one line of JSON: all that is known of it, each key always there."""
     fields = {"audio": str(audio), **asdict(heard)}
-    return json.dumps(_plain(fields), ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain(fields), ensure_ascii=False, allow_nan=False)
 
 
 def _timed(segment: Segment) -> str:
@@ -77,12 +75,3 @@ def _timed(segment: Segment) -> str:
 
 def _period(piece: Segment | Word) -> str:
     return f"{piece.start:6.2f} –{piece.end:7.2f}"
-
-
-def _plain(value: Any) -> Any:
-    """JSON has neither NaN nor infinity."""
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

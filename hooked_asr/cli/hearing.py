@@ -57,9 +57,9 @@ def _whisper(model: HookedWhisper, asks: dict[str, str], wishes: Wishes) -> Hear
         "seed": wishes.seed,
         **_temperatures(model, wishes.temperatures),
     }
-    return lambda path, hooks, progress: (
-        model.generate(path, **options, fwd_hooks=hooks, progress=progress)[0]
-    )
+    return lambda path, hooks, progress: model.generate(
+        path, **options, fwd_hooks=hooks, progress=progress
+    )[0]
 
 
 def _temperatures(model: HookedWhisper, temperatures: Sequence[float]) -> dict[str, Any]:

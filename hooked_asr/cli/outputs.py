@@ -88,18 +88,17 @@ def _as_json_list() -> Iterator[Put]:
 
     def put(audio: Path, heard: Generated) -> None:
         nonlocal before
-        _write(before + json_text(audio, heard))
-        before = ",\n"
+        _write(f"{before}{json_text(audio, heard)}\n")
+        before = ","
 
     try:
         yield put
     finally:
-        _write("[]\n" if before == "[\n" else "\n]\n")
+        _write("]\n" if before == "," else "[]\n")
 
 
 def _show(line: str) -> None:
-    # A `Text` of its own: a model may say what rich would take for markup or an emoji, and it
-    # leaves out control codes, which a terminal would obey.
+    # A `Text` of its own: a model may say what rich would take for markup or an emoji.
     Console().print(Text(line), soft_wrap=True)
 
 

@@ -18,7 +18,7 @@ from hooked_asr.sound_files import AudioError
 
 
 def transcribe(
-    audio: Annotated[list[Path], typer.Argument(help="Recordings of any length.")],
+    audio: Annotated[list[Path], typer.Argument(help="Recordings, for Whisper of any length.")],
     model: Model,
     language: Language = None,
     task: Annotated[
@@ -35,7 +35,7 @@ def transcribe(
     ] = False,
     words: Annotated[
         bool,
-        typer.Option("--words", help="Also tell when each word is spoken, and how sure it is."),
+        typer.Option("--words", help="Also tell when each word is spoken; json: how sure it is."),
     ] = False,
     temperature: Annotated[
         list[float] | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,6 +79,9 @@ class Transcription:
             inputs["attention_mask"] = mask
         limit = self.limit(tokens.shape[1])
         decoded = decode_window(model, inputs, n_init, limit, self.options, self.watched, progress)
+        if any(heard.temperature > 0 for heard in decoded.heard):
+            # As in the reference: once anything was drawn, there are no beams any more.
+            self.options = replace(self.options, num_beams=1)
         self._keep(active, decoded, recorder)
         for recording, heard in zip(active, decoded.heard, strict=True):
             self.take(recording, heard, tokens.shape[1])
@@ -103,8 +107,8 @@ class Transcription:
         n_ctx = self.model.config.decoder.n_ctx
         if longest + len(own[0]) >= n_ctx:
             raise GenerationError(
-                f"what came before has {longest} tokens, which leaves no room behind it: the "
-                f"decoder has {n_ctx} positions"
+                f"the prompt, what came before, has {longest} tokens, which leaves no room behind "
+                f"it: the decoder has {n_ctx} positions"
             )
         padding = (end_tokens(self.model.generation_config) or [0])[0]
         rows = [
@@ -197,7 +201,7 @@ class Transcription:
             recording.segments.append(segment)
             first += len(piece.tokens)
         recording.cuts += cuts
-        recording.seek += onward
+        recording.seek += onward or real  # two stamps of 0.00 s would stay here for ever
 
     def _segment(
         self, heard: Heard, piece: Cut, first: int, times: WordTimes, language: str | None

@@ -118,21 +118,25 @@ class RowRecordings:
         spoken = [languages[place] for place in places]
         prompts = [self._prompt(language) for language in spoken]
         decoder = RowsDecoder(
-            self.model, self.row_hooks, self._limit(spoken[0]), self.options.timestamps
+            self.model,
+            self.row_hooks,
+            self._limit(spoken[0]),
+            self.options.timestamps,
+            n_init=len(prompts[0]) - len(self.options.prompt),
         )
         own = audio if len(audio) == 1 else audio[places]
         said = decoder.decode(group, prompts, own, untouched)
         heard = {}
         for row, language, one in zip(group, spoken, said, strict=True):
-            self._warn_of_idle(row, len(prompts[0]) + len(one.tokens))
-            heard[row] = self._taken(language, one, len(prompts[0]))
+            self._warn_of_idle(row, len(prompts[0]), len(one.tokens))
+            heard[row] = self._taken(language, one, decoder.no_speech[row], len(prompts[0]))
         return heard
 
-    def _taken(self, language: str, said: Row, n_prompt: int) -> Recording:
+    def _taken(self, language: str, said: Row, no_speech: float | None, n_prompt: int) -> Recording:
         recording = replace(self.recording, language=language, cuts=[], segments=[], heard=[])
         end = end_tokens(self.model.generation_config)[:1] if said.ended else []
         ratio = token_compression_ratio(said.tokens + end, self.model.config.d_vocab)
-        window = Heard(said, 0.0, None, ratio, skipped=False, patterns=None)
+        window = Heard(said, 0.0, no_speech, ratio, skipped=False, patterns=None)
         self._transcription(recording).take(recording, window, n_prompt)
         return recording
 
@@ -145,13 +149,19 @@ class RowRecordings:
     def _transcription(self, recording: Recording) -> Transcription:
         return Transcription(self.model, [recording], self.options, Watched())
 
-    def _warn_of_idle(self, row: int, n_read: int) -> None:
-        for hook in self.hooks[row]:
-            selector, fn = hook
-            beyond = [p for p in getattr(fn, "acts_at", None) or () if p >= n_read]
-            if beyond:
-                warnings.warn(
-                    f"row {row}: {fn} on {selector!r} never met position {beyond[0]}: this row "
-                    f"had 0 to {n_read - 1}",
-                    stacklevel=2,
-                )
+    def _warn_of_idle(self, row: int, n_prompt: int, n_said: int) -> None:
+        """Say which of a row's interventions had nothing to do, as a decoding of its own would."""
+        for selector, fn in self.hooks[row]:
+            if not hasattr(fn, "unmet"):  # a plain function
+                continue
+            steps = [step for step in range(n_said + 1) if fn.acts_in(step)]
+            passed = [p for step in steps for p in _positions(step, n_prompt)]
+            met = range(passed[0], passed[-1] + 1) if passed else range(0)
+            missed = fn.unmet(met, n_said + 1)
+            if missed:
+                warnings.warn(f"row {row}: {fn} on {selector!r} never met {missed}", stacklevel=2)
+
+
+def _positions(step: int, n_prompt: int) -> range:
+    """The positions that pass in a step of a decoding."""
+    return range(n_prompt) if step == 0 else range(n_prompt + step - 1, n_prompt + step)

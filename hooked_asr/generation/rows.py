@@ -22,7 +22,7 @@ from transformers import LogitsProcessorList
 from hooked_asr.components.kv_cache import KVCache
 from hooked_asr.generation.loop import Row, allowed
 from hooked_asr.generation.row_hooks import RowHooks
-from hooked_asr.generation.rules import PromptShape, end_tokens, logits_processors
+from hooked_asr.generation.rules import PromptShape, end_tokens, logits_processors, no_speech
 from hooked_asr.shapes import Audio
 
 _WORTH_MOVING = 0.75  # of the rows at most still going, before those that ended are dropped
@@ -51,11 +51,17 @@ class _Reading:
 class RowsDecoder:
     """Decodes rows that share a prompt (but perhaps not its language) and a limit, greedily.
 
-    `hooks` are all rows'; `timestamps`: whether Whisper's rules on time stamps hold.
+    `hooks` are all rows'; `timestamps`: whether Whisper's rules on time stamps hold; `no_speech`:
+    the probability of silence of each row so far, by `n_init`, how many tokens of the prompt there
+    are from the start token on.
     """
 
-    def __init__(self, model: Any, hooks: RowHooks, limit: int, timestamps: bool) -> None:
+    def __init__(
+        self, model: Any, hooks: RowHooks, limit: int, timestamps: bool, n_init: int
+    ) -> None:
         self.model, self.hooks, self.limit, self.timestamps = model, hooks, limit, timestamps
+        self.no_speech: dict[int, float | None] = {}
+        self._n_init = n_init
         self._ends = set(end_tokens(model.generation_config))
 
     def decode(
@@ -81,6 +87,9 @@ class RowsDecoder:
         resid = self.model.decode(
             read, audio, past=past, stop_at=self.model.config.decoder.n_layers
         )
+        start = n_prompt - self._n_init
+        silence = no_speech(self.model, self._logits(resid, start), 0)
+        self.no_speech |= dict(zip(rows, silence, strict=True))
         self._check(readings, read, resid, n_prompt, processors)
         self._go_on(readings, read, past, n_prompt, processors, progress)
         return [reading.finished() for reading in readings]
@@ -122,13 +131,19 @@ class RowsDecoder:
         processors: LogitsProcessorList,
     ) -> list[int]:
         self.hooks.rows = [readings[place].row for place in places]
-        here = resid[places, position : position + 1]
-        with self.model.clock.at(position):
-            logits = self.model.unembed(self.model.decoder_final_ln(here))[:, -1]
+        logits = self._logits(resid[places], position)[:, -1]
         tokens, logprobs = _likeliest(logits, read[places, : position + 1], processors)
         for place, token, logprob in zip(places, tokens, logprobs, strict=True):
             readings[place].say(token, logprob, self._ends)
         return tokens
+
+    def _logits(
+        self, resid: Float[Tensor, "row pos d_model"], position: int
+    ) -> Float[Tensor, "row one d_vocab"]:
+        with self.model.clock.at(position):
+            here = resid[:, position : position + 1]
+            logits: Tensor = self.model.unembed(self.model.decoder_final_ln(here))
+        return logits
 
     # --- What does not ----------------------------------------------------------------------------
 
@@ -156,7 +171,9 @@ class RowsDecoder:
         ) as bar:
             while position < self.limit - 1 and live:
                 here = sum(len(row) <= position + 1 for row in said)
-                self._step(live[:here], said[:here], past.view(here, position), processors)
+                self._step(
+                    live[:here], said[:here], past.view(here, position), n_prompt, processors
+                )
                 position += 1
                 bar.update()
                 live, said = self._without_ended(live, said, past, position)
@@ -171,11 +188,13 @@ class RowsDecoder:
         live: list[_Reading],
         said: list[list[int]],
         past: KVCache,
+        n_prompt: int,
         processors: LogitsProcessorList,
     ) -> None:
         self.hooks.rows = [one.row for one in live]
         tokens = torch.tensor(said, device=self.model.device)
-        logits = self.model.decode(tokens[:, past.length :], past=past)[:, -1]
+        with self.model.clock.stepping(past.length - n_prompt + 1):
+            logits = self.model.decode(tokens[:, past.length :], past=past)[:, -1]
         new, logprobs = _likeliest(logits, tokens, processors)
         for one, row, token, logprob in zip(live, said, new, logprobs, strict=True):
             if not one.ended:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -108,3 +109,14 @@ def end_tokens(rules: GenerationConfig) -> list[int]:
     """The tokens that end a transcript; none where the checkpoint names none."""
     ends = rules.eos_token_id
     return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
+def no_speech(
+    model: Any, prompt_logits: Float[Tensor, "row _ d_vocab"], start: int
+) -> list[float | None]:
+    """The probability of the token for silence behind the start token, which is at `start`."""
+    without_timestamps = getattr(model.generation_config, "no_timestamps_token_id", None)
+    if without_timestamps is None:
+        return [None] * len(prompt_logits)
+    probabilities = prompt_logits[:, start].float().softmax(-1)
+    return list(probabilities[:, without_timestamps - 1].tolist())

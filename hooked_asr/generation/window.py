@@ -16,12 +16,12 @@ from hooked_asr.generation.beams import decode_beams
 from hooked_asr.generation.loop import Decoded, Row, decode_rows
 from hooked_asr.generation.options import DecodingOptions
 from hooked_asr.generation.recorder import StepRecorder, rows_of
-from hooked_asr.generation.rules import PromptShape, end_tokens, logits_processors
+from hooked_asr.generation.rules import PromptShape, end_tokens, logits_processors, no_speech
 from hooked_asr.generation.steps import Steps
 from hooked_asr.shapes import Tokens
 from hooked_asr.speech import token_compression_ratio
 
-Patterns = Float[Tensor, "head pos audio"]
+Patterns = Float[Tensor, "head _ audio"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class _Attempt:
             temperature=temperature,
             decoded=decoded,
             ratios=_compression_ratios(model, decoded),
-            no_speech=_no_speech(model, decoded, inputs["tokens"].shape[1] - n_init),
+            no_speech=no_speech(model, decoded.prompt_logits, inputs["tokens"].shape[1] - n_init),
             activations=activations.joined(),
             patterns=_alignments(patterns.joined(), watched, decoded, inputs["tokens"].shape[1]),
         )
@@ -212,15 +212,6 @@ def _compression_ratios(model: Any, decoded: Decoded) -> list[float]:
     end = end_tokens(model.generation_config)[:1]
     rows = [row.tokens + (end if row.ended else []) for row in decoded.rows]
     return [token_compression_ratio(row, model.config.d_vocab) for row in rows]
-
-
-def _no_speech(model: Any, decoded: Decoded, start: int) -> list[float | None]:
-    """The probability of the token for silence behind the start token."""
-    without_timestamps = getattr(model.generation_config, "no_timestamps_token_id", None)
-    if without_timestamps is None:
-        return [None] * len(decoded.rows)
-    probabilities = decoded.prompt_logits[:, start].float().softmax(-1)
-    return list(probabilities[:, without_timestamps - 1].tolist())
 
 
 def _alignments(

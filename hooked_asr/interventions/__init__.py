@@ -6,9 +6,15 @@ An intervention stands wherever a hook does:
     model.transcribe("clip.flac", fwd_hooks=[replace("encoder.2.mlp", noise_cache)])
 
 A *source* is what comes in from elsewhere: an `ActivationCache` (or any mapping from hook names to
-tensors), or one tensor of the activation's own shape, a batch of one standing for every clip.
+tensors), or one tensor of the activation's own shape, a batch of one standing for every clip. In
+`generate` it may be a `Lockstep`, a reference that is decoded beside, on the same tokens:
+
+    model.generate(noisy, interventions=[interpolate("decoder.3.mlp", Lockstep(clean), 0.5)])
+
+`intervention.at_steps(1, 4)` acts in these steps of a decoding alone.
 """
 
+from hooked_asr.generation.lockstep import Lockstep
 from hooked_asr.interventions.actions import (
     ACTIONS,
     Action,
@@ -39,6 +45,7 @@ __all__ = [
     "Custom",
     "Intervention",
     "InterventionError",
+    "Lockstep",
     "Mean",
     "Replace",
     "Site",

@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hooked_asr.interventions.site import Activation, InterventionError, Region
+from hooked_asr.generation.lockstep import Lockstep
+from hooked_asr.interventions.region import Region
+from hooked_asr.interventions.site import Activation, InterventionError
 
-Source = Mapping[str, Tensor] | Tensor
+Source = Mapping[str, Tensor] | Tensor | Lockstep
 
 
 @dataclass(frozen=True, eq=False)
 class Action:
-    """What happens at a site: `value` gives what the site holds afterwards."""
+    """What happens at a site: `value` gives what the site holds afterwards, None for no change."""
 
     kind: ClassVar[str]
 
@@ -25,7 +27,7 @@ class Action:
         """Whether what it does at a position depends on that position alone."""
         return True
 
-    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation | None:
         raise TypeError(f"{type(self).__name__} says nothing of what happens at a site")
 
 
@@ -35,36 +37,40 @@ class Zero(Action):
 
     kind = "zero"
 
-    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation | None:
         return torch.zeros_like(x[region.local])
 
 
 @dataclass(frozen=True, eq=False)
 class Replace(Action):
-    """`(1 - alpha) * original + alpha * source`; the source itself at `alpha=1`."""
+    """`(1 - alpha) * original + alpha * source`; the source itself at `alpha=1`.
+
+    At `alpha=0` nothing happens, to the last bit: not even the order of operations is another.
+    """
 
     kind = "replace"
     source: Source
     alpha: float = 1.0
 
-    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
-        source, here = _fetch(self.source, hook, x), x[region.local]
-        length = source.shape[hook.spec.position_axis]
-        if length <= region.last:
-            raise InterventionError(
-                f"the source for {hook.name} has {length} positions; "
-                f"position {region.last} is asked for"
-            )
-        new = _fit("source", source[region.absolute], here, hook)
+    @property
+    def by_position(self) -> bool:
+        return not isinstance(self.source, Lockstep)
+
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation | None:
+        here = x[region.local]
+        new = _fit("source", _read(self.source, hook, x, region), here, hook)
+        if self.alpha in (0.0, 1.0):
+            return new if self.alpha else None
         # Where the two are equal nothing is to be done; masked scores, both -inf, would become NaN.
-        return new if self.alpha == 1.0 else here.where(here == new, here.lerp(new, self.alpha))
+        return here.where(here == new, here.lerp(new, self.alpha))
 
 
 @dataclass(frozen=True, eq=False)
 class Mean(Action):
     """The mean over positions: of each clip's own running forward, or over all of a source.
 
-    A step of cached decoding sees no position but its own, so there it takes a source.
+    A step of cached decoding sees no position but its own, so there it takes a source. That of a
+    `Lockstep` is the mean over all that each row's own reference has passed so far.
     """
 
     kind = "mean"
@@ -72,20 +78,24 @@ class Mean(Action):
 
     @property
     def by_position(self) -> bool:
-        return self.source is not None
+        return not (self.source is None or isinstance(self.source, Lockstep))
 
-    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation | None:
+        return _fit("mean", self._mean(x, hook), x, hook)[region.local]
+
+    def _mean(self, x: Activation, hook: Any) -> Activation:
         axis = hook.spec.position_axis
-        if self.source is None:
-            if hook.positions.start > 0:
-                raise InterventionError(
-                    f"one step of decoding sees too few positions of {hook.name} for their mean: "
-                    "give it a source, as in mean(site, cache)"
-                )
-            mean = x.mean(axis, keepdim=True)
-        else:
-            mean = _fetch(self.source, hook, x).mean((0, axis), keepdim=True)
-        return _fit("mean", mean, x, hook)[region.local]
+        if isinstance(self.source, Lockstep):
+            _check_running(self.source, hook)
+            return _like(x, hook, self.source.mean(hook.name))
+        if self.source is not None:
+            return _fetch(self.source, hook, x).mean((0, axis), keepdim=True)
+        if hook.positions.start > 0:
+            raise InterventionError(
+                f"one step of decoding sees too few positions of {hook.name} for their mean: "
+                "give it a source, as in mean(site, cache)"
+            )
+        return x.mean(axis, keepdim=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +106,7 @@ class Add(Action):
     direction: Tensor
     scale: float = 1.0
 
-    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation | None:
         here = x[region.local]
         direction = _fit("direction", self.direction.to(x.device, x.dtype), here, hook)
         return here + self.scale * direction
@@ -116,7 +126,7 @@ class Custom(Action):
     def by_position(self) -> bool:
         return False
 
-    def value(self, x: Activation, hook: Any, region: Region) -> Activation:
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation | None:
         here = x[region.local].clone()
         out = self.fn(here, hook=hook)
         if out is None:
@@ -133,9 +143,26 @@ class Custom(Action):
 ACTIONS = {action.kind: action for action in (Zero, Replace, Mean, Add, Custom)}
 
 
+def _read(source: Source, hook: Any, x: Activation, region: Region) -> Activation:
+    """What a source holds of a region of `x`."""
+    found = _fetch(source, hook, x)
+    if isinstance(source, Lockstep):  # it has just passed these very positions
+        return found[region.local]
+    length = found.shape[hook.spec.position_axis]
+    if length <= region.last:
+        raise InterventionError(
+            f"the source for {hook.name} has {length} positions; "
+            f"position {region.last} is asked for"
+        )
+    return found[region.absolute]
+
+
 def _fetch(source: Source, hook: Any, x: Activation) -> Activation:
     """The source's activation for this hook, where and as what `x` is."""
-    if isinstance(source, Mapping):
+    if isinstance(source, Lockstep):
+        _check_running(source, hook)
+        source = source.now(hook.name)
+    elif isinstance(source, Mapping):
         if hook.name not in source:
             raise InterventionError(
                 f"the source has no {hook.name!r}: cache it in the reference run (names_filter)"
@@ -143,6 +170,11 @@ def _fetch(source: Source, hook: Any, x: Activation) -> Activation:
         source = source[hook.name]
     if hook.spec.axes[-1] == "key" and hook.spec.clock == "pos":
         source = source[..., : x.shape[-1]]  # a decoding step has the keys so far, not all of them
+    return _like(x, hook, source)
+
+
+def _like(x: Activation, hook: Any, source: Tensor) -> Activation:
+    """A source that differs from `x` in batch and positions alone, where and as what `x` is."""
     inner = set(range(1, x.ndim)) - {hook.spec.position_axis}
     if source.ndim != x.ndim or any(source.shape[i] != x.shape[i] for i in inner):
         raise InterventionError(
@@ -150,6 +182,15 @@ def _fetch(source: Source, hook: Any, x: Activation) -> Activation:
             f"({' '.join(hook.spec.axes)}); batch and positions alone may differ"
         )
     return source.to(x.device, x.dtype)
+
+
+def _check_running(source: Lockstep, hook: Any) -> None:
+    if not source.has_passed(hook.name):
+        raise InterventionError(
+            f"no reference has been at {hook.name} beside this run: a Lockstep is decoded beside "
+            "model.generate(…, interventions=[…]) alone. For one run use a cache: "
+            "_, cache = model.run_with_cache(reference, tokens); replace(site, cache)"
+        )
 
 
 def _fit(what: str, new: Tensor, here: Activation, hook: Any) -> Activation:

@@ -13,9 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from hooked_asr.generation.lockstep import Lockstep
 from hooked_asr.interventions.actions import ACTIONS, Action, Custom, Mean
-from hooked_asr.interventions.intervention import Intervention
-from hooked_asr.interventions.site import InterventionError, Site
+from hooked_asr.interventions.intervention import Intervention, as_steps
+from hooked_asr.interventions.site import InterventionError, Site, parse_positions
+from hooked_asr.interventions.span import Span
 
 _SINGLE = "tensor"  # the name of a tensor that is no mapping's
 
@@ -50,13 +52,29 @@ def _to_dict(intervention: Intervention) -> dict[str, Any]:
     return {
         "hook": site.hook,
         "heads": site.heads,
-        "positions": site.positions,
+        "positions": str(site.positions) if isinstance(site.positions, Span) else site.positions,
+        **_when(intervention),
         "action": action.kind,
         **{name: _plain(value, site) for name, value in values.items()},
     }
 
 
+def _when(intervention: Intervention) -> dict[str, Any]:
+    """Seconds and steps, where they are said."""
+    steps = intervention.steps
+    said = {
+        "seconds": intervention.site.seconds,
+        "steps": None if steps is None else (steps.start, steps.stop),
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
 def _plain(value: Any, site: Site) -> Any:
+    if isinstance(value, Lockstep):
+        raise InterventionError(
+            f"the source of the intervention at {site} is a Lockstep, whose recording is not kept: "
+            "make the intervention anew where it is needed"
+        )
     if isinstance(value, Tensor):
         return _packed({_SINGLE: value})
     if isinstance(value, Mapping):
@@ -90,13 +108,21 @@ def _from_dict(
         raise InterventionError(f"no action {entry['action']!r}; there are {', '.join(ACTIONS)}")
     if not isinstance(entry["hook"], str):
         raise InterventionError(f"a hook is a name or a glob; got {entry['hook']!r}")
-    site = Site(entry["hook"], entry["heads"], entry["positions"])
+    positions = entry["positions"]
+    if isinstance(positions, str):
+        positions = parse_positions(positions)
+    site = Site(entry["hook"], entry["heads"], positions, entry.get("seconds"))
+    steps = as_steps(*entry["steps"]) if "steps" in entry else None
+    return Intervention(site, _action(entry, functions), steps)
+
+
+def _action(entry: Mapping[str, Any], functions: Mapping[str, Callable[..., Tensor]]) -> Action:
     kind = ACTIONS[entry["action"]]
     if kind is Custom:
-        return Intervention(site, Custom(_function(entry["fn"], functions)))
+        return Custom(_function(entry["fn"], functions))
     values = {field.name: _unpacked(kind, field.name, entry[field.name]) for field in fields(kind)}
     action: Action = kind(**values)
-    return Intervention(site, action)
+    return action
 
 
 def _function(name: str, functions: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:

@@ -7,14 +7,12 @@ import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_asr import timing
 from hooked_asr.errors import HookedASRError
 from hooked_asr.interventions.span import Span
 
@@ -63,7 +61,7 @@ class Site:
         hook: str,
         heads: Numbers = None,
         positions: Numbers | slice | Span = None,
-        seconds: Iterable[float] | None = None,
+        seconds: Iterable[SupportsFloat] | None = None,
     ) -> None:
         if positions is not None and seconds is not None:
             raise InterventionError(f"{hook}: say which positions or which seconds, not both")
@@ -98,7 +96,7 @@ class Site:
 
     def _where(self) -> str:
         if self.seconds is not None:
-            start, stop = map(_format_seconds, self.seconds)
+            start, stop = map(format_seconds, self.seconds)
             return f"@{start}s-{stop}s"
         if isinstance(self.positions, Span):
             return f"@{self.positions}"
@@ -178,7 +176,7 @@ def _as_positions(value: Numbers | slice | Span) -> tuple[int, ...] | Span | Non
     return Span(checked[0]) if value.stop is None else checked
 
 
-def _as_seconds(value: Iterable[float]) -> Seconds:
+def _as_seconds(value: Iterable[SupportsFloat]) -> Seconds:
     moments = tuple(map(float, value))
     if len(moments) != 2 or not 0 <= moments[0] < moments[1] < math.inf:
         raise InterventionError(
@@ -187,87 +185,5 @@ def _as_seconds(value: Iterable[float]) -> Seconds:
     return moments
 
 
-def _format_seconds(moment: float) -> str:
+def format_seconds(moment: float) -> str:
     return np.format_float_positional(moment, trim="-")  # never in powers of ten
-
-
-@dataclass(frozen=True)
-class Region:
-    """A site in one tensor: indices into the activation, and into a source that begins at 0.
-
-    `last` is the last absolute position in it.
-    """
-
-    local: tuple[Any, ...]
-    absolute: tuple[Any, ...]
-    last: int
-
-
-def region(site: Site, hook: Any, x: Activation) -> Region | None:
-    """Where `site` lies in `x`; None where none of its positions is among those passing now."""
-    passing = hook.positions
-    heads = _checked_heads(site, hook, x)
-    positions = site.positions if site.seconds is None else _heard(site.seconds, hook)
-    if positions is None or isinstance(positions, Span):
-        # A source is read where the activation stands.
-        first = passing.start if positions is None else max(positions.start, passing.start)
-        here: slice | list[int] = slice(first - passing.start, None)
-        there: slice | list[int] = slice(first, passing.stop)
-        last = passing.stop - 1
-        if first > last:
-            return None
-    else:
-        there = [position for position in positions if position in passing]
-        if not there:
-            return None
-        here = [position - passing.start for position in there]
-        last = max(there)
-    return Region(_index(hook, x.ndim, here, heads), _index(hook, x.ndim, there, heads), last)
-
-
-def _heard(seconds: Seconds, hook: Any) -> range:
-    """The positions of a hook that hear a part of the window."""
-    clock, n_positions = hook.spec.clock, hook.positions.stop
-    start, stop = map(_format_seconds, seconds)
-    if clock not in timing.FRAMES:
-        raise InterventionError(
-            f"{hook.name} counts tokens, which no clock tells the seconds of; asked for {start} to "
-            f"{stop} s. Say which positions, as in Site(hook, positions=range(7, 10)); where the "
-            "prompt holds the audio, model.audio_positions(inputs) tells which hear what"
-        )
-    positions = timing.hearing(*seconds, clock)
-    if positions.stop > n_positions:
-        window = timing.seconds(n_positions - 1, clock)[1]
-        raise InterventionError(
-            f"the window at {hook.name} is {window:g} s long; asked for {start} to {stop} s"
-        )
-    return positions
-
-
-def _checked_heads(site: Site, hook: Any, x: Activation) -> list[int] | None:
-    if site.heads is None:
-        return None
-    axis = hook.spec.head_axis
-    if axis is None:
-        raise InterventionError(f"{hook.name} has no heads ({' '.join(hook.spec.axes)})")
-    if max(site.heads) >= x.shape[axis]:
-        raise InterventionError(
-            f"{hook.name} has heads 0 to {x.shape[axis] - 1}; asked for {max(site.heads)}"
-        )
-    return list(site.heads)
-
-
-def _index(
-    hook: Any, ndim: int, positions: slice | list[int], heads: list[int] | None
-) -> tuple[Any, ...]:
-    index: list[Any] = [slice(None)] * ndim
-    index[hook.spec.position_axis] = positions
-    if heads is not None:
-        index[hook.spec.head_axis] = heads
-        if isinstance(positions, list):
-            # Two lists would be paired off; as a column and a row they span the rectangle. Heads
-            # and positions are neighbouring axes everywhere, so the result's axes stay in order.
-            first, second = sorted((hook.spec.head_axis, hook.spec.position_axis))
-            index[first] = torch.tensor(index[first])[:, None]
-            index[second] = torch.tensor(index[second])[None, :]
-    return tuple(index)

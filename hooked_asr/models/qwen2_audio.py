@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from transformers import Qwen2AudioProcessor
 
 from hooked_asr.audio import log_mel_and_mask
 from hooked_asr.generation import Generated, GenerationError, greedy
+from hooked_asr.generation.lockstep import Reference, encoding_beside, references
 from hooked_asr.hooks import Hooks
 from hooked_asr.models.audio_prefix import PrefixEncoderDecoder
 from hooked_asr.models.audio_spans import frame_counts
@@ -86,23 +87,28 @@ class HookedQwen2Audio(PrefixEncoderDecoder, Recogniser):
         attention_mask: TokenMask | None = None,
         max_new_tokens: int | None = None,
         fwd_hooks: Hooks = (),
+        interventions: Hooks = (),
         progress: bool = False,
     ) -> list[Generated]:
         """What the model answers to each prompt, decoded greedily by the checkpoint's rules.
 
         The inputs are `to_inputs`'. `max_new_tokens`: as many as the checkpoint says, or 256. Hooks
-        live through the encoder, the prompt and every cached step behind it; one that had nothing
-        to do warns.
+        and interventions live through the encoder, the prompt and every cached step behind it; one
+        that had nothing to do warns. A source may be a `Lockstep` of other inputs.
 
-        Raises `GenerationError` for prompts padded on the right, or no room for an answer.
+        Raises `GenerationError` for prompts padded on the right, references that do not fit, or no
+        room for an answer.
         """
         given: dict[str, Any] = {"mel": mel, "tokens": tokens, "audio": None, "resid": None}
         given |= {"mel_mask": mel_mask, "attention_mask": attention_mask}
         self._check_inputs(given, None, None)
         inputs = {name: value for name, value in given.items() if value is not None}
         limit = self.token_limit(inputs["tokens"].shape[1], max_new_tokens)
-        with self.decoding_hooks(fwd_hooks):
-            rows = greedy(self, self.encoded(inputs), limit, progress)
+        with self.decoding_hooks([*fwd_hooks, *interventions]):
+            theirs = [(one, self._reference_inputs(one, inputs)) for one in references(self)]
+            with encoding_beside(theirs) as beside:
+                encoded = self.encoded(inputs)
+            rows = greedy(self, {**encoded, **beside}, limit, progress)
         return [Generated(self.text_of(row), row) for row in rows]
 
     def transcribe(
@@ -148,6 +154,29 @@ class HookedQwen2Audio(PrefixEncoderDecoder, Recogniser):
                 f"max_new_tokens is 1 to {n_ctx - n_prompt}; got {max_new_tokens}"
             )
         return n_prompt + max_new_tokens
+
+    def _reference_inputs(self, reference: Reference, target: Mapping[str, Any]) -> dict[str, Any]:
+        """A reference's inputs, for each of the target's prompts."""
+        own = reference.lockstep.audio
+        if not isinstance(own, Mapping) or "tokens" not in own:
+            raise GenerationError(
+                f"a Lockstep of this model takes the inputs that model.to_inputs(audio, prompt) "
+                f"gives; got {type(own).__name__}"
+            )
+        given = dict.fromkeys(("mel", "tokens", "audio", "resid", "mel_mask", "attention_mask"))
+        self._check_inputs({**given, **own}, None, None)
+        (rows, length), theirs = target["tokens"].shape, own["tokens"].shape
+        if theirs[0] not in (1, rows) or theirs[1] != length:
+            raise GenerationError(
+                f"tokens {[rows, length]} take a Lockstep of as many, in one row or in {rows}; got "
+                f"{list(theirs)}. Clips of one length, asked for alike, take as many"
+            )
+        copies = rows // theirs[0]
+        return {
+            name: value.repeat(copies, *[1] * (value.ndim - 1))
+            for name, value in own.items()
+            if value is not None
+        }
 
     # --- From prompts to token ids ----------------------------------------------------------------
 

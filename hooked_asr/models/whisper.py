@@ -15,12 +15,15 @@ from hooked_asr.generation import (
     DecodingOptions,
     Generation,
     GenerationError,
+    Steps,
     Transcript,
     Transcription,
     end_tokens,
     seeded,
 )
-from hooked_asr.generation.recordings import Recording
+from hooked_asr.generation.lockstep import references
+from hooked_asr.generation.recording import Recording
+from hooked_asr.generation.references import ReferenceRecordings
 from hooked_asr.generation.row_recordings import RowRecordings
 from hooked_asr.generation.window import Watched
 from hooked_asr.hooks import Hooks
@@ -143,7 +146,8 @@ class HookedWhisper(Recogniser):
           the token ids that stand before the start token) of what came before the recording.
         - `seed`: of what is drawn; by default PyTorch's generator goes on from where it is.
         - `fwd_hooks`, `interventions`: alive in the encoder and in every cached step, of every
-          window; one that had nothing to do warns.
+          window; one that had nothing to do warns. A source may be a `Lockstep`, a reference that
+          is decoded beside.
         - `names_filter`: activations to keep (see `names.select`; "*" for all but lazy ones).
 
         Raises `GenerationError` for options that contradict each other or leave no room,
@@ -168,8 +172,9 @@ class HookedWhisper(Recogniser):
         )
         names = () if names_filter is None else tuple(select(names_filter, self.hook_table))
         watched = Watched(names, self._alignment_heads if words else ())
-        transcription = Transcription(self, recordings, options, watched)
         with self.decoding_hooks([*fwd_hooks, *interventions]), seeded(seed):
+            beside = self._reference_recordings()
+            transcription = Transcription(self, recordings, options, watched, beside)
             transcription.run(progress)
         return Generation([self._transcript(one) for one in recordings], transcription.windows)
 
@@ -255,14 +260,17 @@ class HookedWhisper(Recogniser):
             )
         return max_length
 
-    def languages_of(self, encoded: Audio, n_rows: int | None = None) -> list[str]:
-        """As `detect_language`, from the encoder's output, which `n_rows` may share."""
+    def languages_of(self, encoded: Audio, n_rows: int | None = None, **beside: Any) -> list[str]:
+        """As `detect_language`, from the encoder's output, which `n_rows` may share.
+
+        `beside`: as `Steps` takes it.
+        """
         n_rows = n_rows or len(encoded)
         rules: Any = self.generation_config
         if not is_multilingual(rules):
             return ["en"] * n_rows
         start = torch.full((n_rows, 1), rules.decoder_start_token_id, device=self.device)
-        logits = self.decode(start, encoded)[:, -1]
+        logits = Steps(self, {"audio": encoded, "tokens": start, **beside}, limit=1)(start)[:, -1]
         names = list(rules.lang_to_id)
         best = logits[:, list(rules.lang_to_id.values())].argmax(-1)
         return [names[i].strip("<|>") for i in best.tolist()]
@@ -284,7 +292,9 @@ class HookedWhisper(Recogniser):
             heard = [log_mel_of_any_length(clip, extractor, sample_rate) for clip in clips]
         languages = [language] * len(heard) if isinstance(language, str | None) else list(language)
         if len(languages) != len(heard):
-            raise PromptError(f"{len(heard)} recordings take as many languages; got {languages}")
+            raise PromptError(
+                f"{len(heard)} recordings take as many languages; got {len(languages)}: {languages}"
+            )
         for spoken in languages:
             if spoken is not None:
                 self.prompt(spoken)  # refused before any work
@@ -298,6 +308,15 @@ class HookedWhisper(Recogniser):
             )
             for i, ((mel, n), spoken) in enumerate(zip(heard, languages, strict=True))
         ]
+
+    def _reference_recordings(self) -> list[ReferenceRecordings]:
+        """What is decoded beside, for the interventions that are attached now."""
+        beside = []
+        for one in references(self):
+            source = one.lockstep
+            heard = self._recordings(source.audio, source.sample_rate, source.mel_mask, None)
+            beside.append(ReferenceRecordings(one, heard))
+        return beside
 
     def _real_frames(
         self, mel: Float[Tensor, "_ n_mels _"], mel_mask: MelMask | None
@@ -325,8 +344,8 @@ class HookedWhisper(Recogniser):
         if not heads:
             raise GenerationError(
                 f"{self.name} lists no alignment heads, by which words are timed: find some with "
-                "hooked_asr.speech.find_alignment_heads, and put them into "
-                "model.generation_config.alignment_heads as [[layer, head], …]"
+                "hooked_asr.patching.find_alignment_heads(model, recordings), and put what it "
+                "gives into model.generation_config.alignment_heads"
             )
         return tuple((layer, head) for layer, head in heads)
 

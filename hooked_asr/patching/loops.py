@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ def hear_clips(
     """Transcribe recordings as they are, and find the loops in what is heard.
 
     - `audio`: paths, or arrays of samples at 16 kHz; `said`: what is truly said in each.
-    - `min_repeats`: how often at least a loop says the same. People repeat themselves too.
+    - `min_repeats`: how often at least a loop says the same. People repeat themselves too: where
+      it is known what was said, a loop says it more often than they do.
 
     Raises `RepetitionError` for as many texts said as there are no recordings, or a model that does
     not decode under many interventions at once; `AudioError`.
@@ -80,26 +82,41 @@ def hear_clips(
                 text=transcript.text,
                 language=transcript.language,
                 tokens=transcript.tokens,
-                loop=longest_loop(model, transcript, min_repeats),
+                loop=longest_loop(model, transcript, min_repeats, text),
                 said=text,
             )
         )
     return heard
 
 
-def longest_loop(model: Any, transcript: Transcript, min_repeats: int) -> RepeatedText | None:
-    """The loop that takes most of a transcript, by its tokens without time stamps.
+def longest_loop(
+    model: Any, transcript: Transcript, min_repeats: int, said: str | None = None
+) -> RepeatedText | None:
+    """The loop that takes most of a transcript: of its words, or else of its tokens.
 
-    Tokens, not words: not every language parts its words, and some loops are of pieces of one.
+    Case and marks do not count among words. Tokens (without time stamps) also tell the loops of
+    languages that do not part their words, and those of pieces of one.
     """
+    least = max(min_repeats, _most_repeats(said or "") + 1)
+    if loops := find_loops(_words(transcript.text), least):
+        longest = max(loops, key=len)
+        return RepeatedText(" ".join(map(str, longest.unit)), longest.count)
     end = min(end_tokens(model.generation_config), default=model.config.d_vocab)
     spoken = [token for token in transcript.tokens if token < end]
-    loops = find_loops(spoken, min_repeats)
-    if not loops:
-        return None
-    longest = max(loops, key=len)
-    unit: Any = longest.unit
-    return RepeatedText(model.text_of(unit), longest.count)
+    if loops := find_loops(spoken, least):
+        longest = max(loops, key=len)
+        unit: Any = longest.unit
+        return RepeatedText(model.text_of(unit), longest.count)
+    return None
+
+
+def _most_repeats(text: str) -> int:
+    """The most times in a row that a text says the same."""
+    return max((loop.count for loop in find_loops(_words(text), 2)), default=1)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w']+", text.lower())
 
 
 def check_decodes_rows(model: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -168,7 +167,7 @@ def _reference_run(
 
 
 def _outcome(model: Any, clip: HeardClip, heard: Transcript, min_repeats: int) -> Outcome:
-    looping = longest_loop(model, heard, min_repeats) is not None
+    looping = longest_loop(model, heard, min_repeats, clip.said) is not None
     return Outcome(
         text=heard.text,
         language=heard.language,

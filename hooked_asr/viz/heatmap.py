@@ -24,12 +24,13 @@ def heatmap(
     title: str = "",
     subtitle: str = "",
     centred: bool = True,
+    bounds: tuple[float, float] | None = None,
 ) -> alt.Chart | alt.FacetChart:
     """Values as colours: the first axis down, the last across, a middle one as separate panels.
 
     `centred` colours by distance from zero (red above, blue below, white at zero); otherwise from
-    the least to the greatest value. Cells tell their value under the mouse; those without a finite
-    one stay empty.
+    the least to the greatest value, or between `bounds`, which make several figures comparable.
+    Cells tell their value under the mouse; those without a finite one stay empty.
     """
     if len(axes) not in (2, 3) or values.shape != tuple(map(len, axes.values())):
         sizes = {name: len(labels) for name, labels in axes.items()}
@@ -49,7 +50,7 @@ def heatmap(
                 f"{across}:O", title=across, scale=_order(axes[across]), axis=_axis(axes[across])
             ),
             y=alt.Y(f"{down}:O", title=down, scale=_order(axes[down]), axis=_axis(axes[down])),
-            color=alt.Color(f"{label}:Q", scale=_colours(numbers, centred), title=label),
+            color=alt.Color(f"{label}:Q", scale=_colours(numbers, centred, bounds), title=label),
             tooltip=[*(f"{name}:N" for name in names), alt.Tooltip(f"{label}:Q", format=".4f")],
         )
         .properties(width=_length(axes[across]), height=_length(axes[down]))
@@ -61,9 +62,11 @@ def heatmap(
     return chart.properties(title=alt.TitleParams(title, subtitle=subtitle, anchor="start"))
 
 
-def _colours(numbers: list[float | None], centred: bool) -> alt.Scale:
+def _colours(
+    numbers: list[float | None], centred: bool, bounds: tuple[float, float] | None
+) -> alt.Scale:
     if not centred:
-        return alt.Scale(scheme="viridis")
+        return alt.Scale(scheme="viridis", domain=list(bounds) if bounds else alt.Undefined)
     # All zeros still need a range; any will show them as white.
     reach = max((abs(number) for number in numbers if number is not None), default=0.0) or 1.0
     return alt.Scale(scheme="redblue", domain=[-reach, reach], reverse=True)

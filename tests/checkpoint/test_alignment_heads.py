@@ -13,7 +13,7 @@ from hooked_asr.patching.alignment_heads import NoAlignmentError
 
 CLIPS = [bundle.clip(name) for name in ("english", "scottish", "spanish", "german", "likely")]
 PATHS = [clip.path for clip in CLIPS]
-TOLERANCE = 0.08  # seconds of the median error; 0.05 measured
+TOLERANCE = 0.06  # seconds of the median error; 0.044 measured
 
 
 @pytest.fixture
@@ -69,6 +69,7 @@ def test_the_heads_that_a_checkpoint_lists_are_among_those_found(refit, shared):
     model = HookedWhisper.from_pretrained(refit, dtype=torch.float32)
     listed = model.generation_config.alignment_heads
     folder = shared / "audio" / "speech_en"
-    clips = [folder / name for name in ("jfk.flac", "librispeech-1995-1837-0001.wav")]
-    found = find_alignment_heads(model, clips, top=len(listed))
-    assert len([head for head in found if head in listed]) >= 5  # of 8, where chance gives 2.7
+    names = ("jfk.flac", "librispeech-1995-1837-0001.wav", "audio16k.wav", "1089-134686-0001.wav")
+    found = find_alignment_heads(model, [folder / name for name in names])
+    assert len(listed) == 8
+    assert len([head for head in found if head in listed]) >= 6  # of 10, where chance gives 3.3

@@ -88,7 +88,7 @@ def test_front_end_and_logits_are_hugging_faces(model, theirs, processor, mel):
 def test_transcripts_are_hugging_faces(model, theirs, processor, mel, language, task):
     rows = theirs.generate(mel, language=language, task=task)
     expected = processor.batch_decode(rows, skip_special_tokens=True)
-    assert model.transcribe(mel, language, task) == [text.strip() for text in expected]
+    assert model.transcribe(mel, language, task=task) == [text.strip() for text in expected]
 
 
 def test_detects_languages_as_hugging_face_does(model, theirs, mel):

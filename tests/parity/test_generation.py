@@ -24,6 +24,7 @@ from transformers.generation.logits_process import WhisperNoSpeechDetection
 from hooked_asr import HookedWhisper
 from hooked_asr.cache import ActivationCache
 from hooked_asr.errors import HookedASRError
+from hooked_asr.generation import GenerationError
 from hooked_asr.interventions import zero
 
 # `tiny`'s ids, with a token for what came before, and times of 0.00 to 1.00 s.
@@ -745,9 +746,12 @@ def test_windows_of_a_long_clip_are_tried_again(conditioned):
     mel = sounds(1, 370)
     options = {"condition_on_prev_tokens": conditioned}
     tries = reference(hf, mel, **options).tries
-    options["logprob_threshold"] = between([one.logprob for one in tries], len(tries) // 2)
-    theirs = compare(hf, model, mel, temperature=(0.0, 0.4, 0.8), **options)
-    assert len({one.temperature for one in theirs.tries if not one.again}) > 1
+    accepted = []
+    for k in range(1, len(tries)):
+        options["logprob_threshold"] = between([one.logprob for one in tries], k)
+        theirs = compare(hf, model, mel, temperature=(0.0, 0.4, 0.8), **options)
+        accepted.append(len({one.temperature for one in theirs.tries if not one.again}))
+    assert max(accepted) > 1
 
 
 def test_silent_windows_of_a_long_clip_are_skipped():
@@ -994,7 +998,8 @@ def test_the_cache_is_of_what_was_said_in_the_end(options):
 
 def test_without_names_nothing_is_kept():
     _, model = pair(4, times=False)
-    assert model.generate(sounds(1)).cache is None
+    with pytest.raises(GenerationError, match="no activations were kept"):
+        _ = model.generate(sounds(1)).cache
 
 
 # What cannot be decoded
@@ -1039,7 +1044,8 @@ def test_words_without_alignment_heads_say_how_to_find_some():
         model.generate(sounds(1), words=True)
 
 
-def test_long_clips_of_a_batch_need_their_lengths():
+def test_without_a_mask_all_frames_of_a_batch_are_real():
     _, model = pair(4)
-    with pytest.raises(HookedASRError, match="mel_mask"):
-        model.generate(sounds(2, 250))
+    mel = sounds(2, 250)
+    together = [one.tokens for one in model.generate(mel)]
+    assert together == [model.generate(one[None])[0].tokens for one in mel]

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import tiny_qwen2
 import torch
+from test_generation import pair as speaks_of_times
 from torch.testing import assert_close
 
 from hooked_asr.generation import GenerationError, PromptShape, Steps, logits_processors
@@ -27,11 +28,10 @@ def _no_gradients():
         yield
 
 
-def whisper(layout="base", times=False):
-    """A tiny Whisper; without `times` it says none of its own accord."""
+def whisper(layout="base"):
+    """A tiny Whisper that says no times of its own accord: one window for each clip."""
     model = tiny.hooked(layout)
-    if not times:
-        model.generation_config.suppress_tokens = [1, 7, 9, tiny.START, tiny.NO_TIMESTAMPS, *TIMES]
+    model.generation_config.suppress_tokens = [1, 7, 9, tiny.START, tiny.NO_TIMESTAMPS, *TIMES]
     return model
 
 
@@ -296,35 +296,30 @@ def test_hooks_around_a_decoding_may_read_it_too(model):
     assert [one.tokens for one in out] == [one.tokens for one in expected]
 
 
-@pytest.mark.parametrize("conditioned", [False, True])
-def test_windows_of_long_recordings_are_read_at_the_same_moments(conditioned):
-    model = whisper(times=True)
-    ours, theirs = sounds(2, seed=0, n_frames=250), sounds(2, seed=1, n_frames=270)
+def test_windows_of_long_recordings_are_read_at_the_same_moments():
+    _, model = speaks_of_times()
+    ours, theirs = sounds(2, seed=5, n_frames=250), sounds(2, seed=6, n_frames=270)
+    lengths = torch.tensor([250, 140])
+    mask = (torch.arange(250) < lengths[:, None]).long()
+
+    def make(source):
+        return [interpolate("decoder.0.cross_attn", source, 0.6), replace("encoder.1.mlp", source)]
+
     out = model.generate(
-        ours,
-        interventions=[interpolate("decoder.0.cross_attn", Lockstep(theirs), 0.6)],
-        names_filter=LOGITS,
-        condition_on_prev_tokens=conditioned,
-        max_new_tokens=6,
+        ours, mel_mask=mask, interventions=make(Lockstep(theirs)), names_filter=LOGITS
     )
-    assert len(out.windows) > 2
-    assert len({start for window in out.windows for start in window.start}) > 3
+    ours = [mel[:, :n] for mel, n in zip(ours, lengths, strict=True)]
+    assert any(len(set(window.start)) > 1 for window in out.windows)
+    assert any(len(window.clips) == 1 for window in out.windows)
     for window in out.windows:
-        if conditioned and window is not out.windows[0]:
-            continue  # padded prompts: the tokens of the first window show the rest
-        seeks = [round(start * 100) for start in window.start]
-        own = torch.stack([piece(ours[i], s) for i, s in zip(window.clips, seeks, strict=True)])
-        other = torch.stack([piece(theirs[i], s) for i, s in zip(window.clips, seeks, strict=True)])
+        starts = zip(window.clips, window.start, strict=True)
+        places = [(clip, round(start * 100)) for clip, start in starts]
+        own, other = (
+            torch.stack([piece(mel[i], at) for i, at in places]) for mel in (ours, theirs)
+        )
         fast = window.cache[LOGITS]
         tokens = window.whole_tokens[:, : fast.shape[1]]
-        slow = slow_logits(
-            model,
-            heard(own),
-            heard(other),
-            tokens,
-            1,
-            lambda cache: [interpolate("decoder.0.cross_attn", cache, 0.6)],
-        )
+        slow = slow_logits(model, heard(own), heard(other), tokens, 1, make)
         assert_close(fast, slow, rtol=1e-5, atol=1e-5)
 
 
@@ -335,12 +330,17 @@ def piece(mel, seek, n_frames=100):
 
 def test_a_reference_speaks_through_every_window_and_prompt():
     """Prompts of unequal length, padded on the left, among them."""
-    model = whisper(times=True)
+    _, model = speaks_of_times()
     ours, theirs = sounds(2, seed=0, n_frames=250), sounds(2, seed=1, n_frames=250)
-    options = {"condition_on_prev_tokens": True, "max_new_tokens": 6}
+    options = {"condition_on_prev_tokens": True, "names_filter": LOGITS}
     hooks = [replace("decoder.1.resid_post", Lockstep(theirs))]
-    out = model.generate(ours, interventions=hooks, **options)
-    assert [one.tokens for one in out] == [one.tokens for one in model.generate(theirs, **options)]
+    out, expected = (
+        model.generate(ours, interventions=hooks, **options),
+        model.generate(theirs, **options),
+    )
+    assert [one.tokens for one in out] == [one.tokens for one in expected]
+    starts = [window.whole_tokens[:, 0] for window in expected.windows]
+    assert any(len(set(start.tolist())) > 1 for start in starts)  # padded, and not
 
 
 def test_rows_that_fail_are_decoded_again_beside_their_own_references(model):

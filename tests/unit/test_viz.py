@@ -288,3 +288,14 @@ def test_numbers_make_a_scale_and_each_panel_its_lines(tmp_path):
     assert second["title"] == "b"
     save(chart, tmp_path / "lines.png")
     assert (tmp_path / "lines.png").stat().st_size > 5_000
+
+
+def test_bounds_make_figures_comparable():
+    chart = heatmap(
+        torch.tensor([[1.0, 2.0]]),
+        {"layer": [0], "head": [0, 1]},
+        label="n",
+        centred=False,
+        bounds=(0.0, 5.0),
+    )
+    assert chart.to_dict()["encoding"]["color"]["scale"]["domain"] == [0, 5]

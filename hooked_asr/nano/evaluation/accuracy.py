@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -9,29 +10,17 @@ from typing import Any
 from tqdm import tqdm
 
 from hooked_asr.models.whisper import HookedWhisper
-from hooked_asr.nano.evaluation.decoding import decode, languages_heard, needed
+from hooked_asr.nano.evaluation.decoding import decode, languages_heard
 from hooked_asr.nano.evaluation.sets import NOISY, SEED, SNRS, TestClip, with_noise
 from hooked_asr.nano.voices import LANGUAGES
+from hooked_asr.speech import wer
 
 _SECONDS_PER_TIME = 0.02
 
 
 def word_error_rate(said: Sequence[str], heard: Sequence[str]) -> float:
     """Words wrong, missing or too many, per word said; case and punctuation do not count."""
-    jiwer = needed("jiwer")
-    plain = jiwer.Compose(
-        [
-            jiwer.ToLowerCase(),
-            jiwer.RemovePunctuation(),
-            jiwer.RemoveMultipleSpaces(),
-            jiwer.Strip(),
-            jiwer.ReduceToListOfListOfWords(),
-        ]
-    )
-    rate: float = jiwer.wer(
-        list(said), list(heard), reference_transform=plain, hypothesis_transform=plain
-    )
-    return rate
+    return wer(list(said), list(heard), _plain)
 
 
 def word_error_rates(
@@ -99,3 +88,8 @@ def _by_language(model: HookedWhisper, clips: Sequence[TestClip]) -> dict[str, f
         own = [i for i, clip in enumerate(clips) if clip.language == language]
         rates[language] = word_error_rate([clips[i].text for i in own], [heard[i] for i in own])
     return rates
+
+
+def _plain(text: str) -> str:
+    """Without case and marks, and otherwise as it is: a text normaliser would do more."""
+    return "".join(c for c in text.lower() if not unicodedata.category(c).startswith("P"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 from statistics import fmean
 from typing import Any
 
@@ -12,6 +13,7 @@ from hooked_asr.models.whisper import HookedWhisper
 from hooked_asr.nano.evaluation.decoding import Decoded, decode, no_speech_probabilities
 from hooked_asr.nano.evaluation.sets import CONFUSED, LIKELY, PARTNER, TestClip
 from hooked_asr.nano.voices import LANGUAGES
+from hooked_asr.speech import is_looping
 
 AS_SAID, AS_NEIGHBOUR, OTHER = "as said", "as neighbour", "other"
 _EXAMPLES = 10
@@ -116,18 +118,14 @@ def loop(text: str) -> int:
     3
     """
     words = _words(text)
-    longest = 1 if words else 0
-    for size in range(1, _LONGEST_UNIT + 1):
-        same = 0
-        for i in range(size, len(words)):
-            same = same + 1 if words[i] == words[i - size] else 0
-            longest = max(longest, 1 + same // size)
-    return longest
+    if not words:
+        return 0
+    return next(times for times in count(1) if not is_looping(words, times + 1, _LONGEST_UNIT))
 
 
 def loops(text: str, said: str) -> bool:
     """Whether a transcript repeats itself at least three times more than what was said."""
-    return loop(text) >= loop(said) + _TOO_MANY
+    return is_looping(_words(text), loop(said) + _TOO_MANY, _LONGEST_UNIT)
 
 
 def looping(model: HookedWhisper, clips: Sequence[TestClip]) -> dict[str, dict[str, Any]]:
