@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from hooked_asr.cache import ActivationCache
 from hooked_asr.generation.steps import GenerationError
@@ -83,25 +83,28 @@ class Window:
     cache: ActivationCache | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Generation(Sequence[Transcript]):
-    """The transcripts of a decoding, one for each recording, and the windows they came from."""
+Said = TypeVar("Said", bound=Generated)
 
-    transcripts: list[Transcript]
+
+@dataclass(frozen=True, eq=False)
+class Generation(Sequence[Said]):
+    """What a decoding gave, one entry for each recording or prompt, and its windows."""
+
+    said: list[Said]
     windows: list[Window] = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.transcripts)
+        return len(self.said)
 
     @overload
-    def __getitem__(self, index: int) -> Transcript: ...
+    def __getitem__(self, index: int) -> Said: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Transcript]: ...
+    def __getitem__(self, index: slice) -> list[Said]: ...
     def __getitem__(self, index: Any) -> Any:
-        return self.transcripts[index]
+        return self.said[index]
 
-    def __iter__(self) -> Iterator[Transcript]:
-        return iter(self.transcripts)
+    def __iter__(self) -> Iterator[Said]:
+        return iter(self.said)
 
     @property
     def cache(self) -> ActivationCache:

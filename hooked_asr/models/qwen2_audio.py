@@ -10,14 +10,25 @@ from torch import Tensor
 from transformers import Qwen2AudioProcessor
 
 from hooked_asr.audio import log_mel_and_mask
-from hooked_asr.generation import Generated, GenerationError, greedy
+from hooked_asr.cache import ActivationCache
+from hooked_asr.generation import (
+    DecodingOptions,
+    Generated,
+    Generation,
+    GenerationError,
+    Window,
+    seeded,
+)
 from hooked_asr.generation.lockstep import Reference, encoding_beside, references
+from hooked_asr.generation.recorder import StepRecorder
+from hooked_asr.generation.window import Watched, decode_window
 from hooked_asr.hooks import Hooks
 from hooked_asr.models.audio_prefix import PrefixEncoderDecoder
 from hooked_asr.models.audio_spans import frame_counts
 from hooked_asr.models.inputs import InputError
 from hooked_asr.models.qwen2_audio_prompt import Prompt, as_conversation, prompts
 from hooked_asr.models.recogniser import Recogniser
+from hooked_asr.names import Selector, select
 from hooked_asr.shapes import Mel, MelMask, TokenMask, Tokens
 from hooked_asr.timing import pooled_length
 from hooked_asr.weights.qwen2_audio import QWEN2_AUDIO
@@ -85,52 +96,74 @@ class HookedQwen2Audio(PrefixEncoderDecoder, Recogniser):
         tokens: Tokens | None = None,
         mel_mask: MelMask | None = None,
         attention_mask: TokenMask | None = None,
+        *,
+        temperature: float | None = 0.0,
+        num_beams: int = 1,
         max_new_tokens: int | None = None,
+        seed: int | None = None,
         fwd_hooks: Hooks = (),
         interventions: Hooks = (),
+        names_filter: Selector = None,
         progress: bool = False,
-    ) -> list[Generated]:
-        """What the model answers to each prompt, decoded greedily by the checkpoint's rules.
+    ) -> Generation[Generated]:
+        """What the model answers to each prompt, decoded by the checkpoint's own rules.
 
-        The inputs are `to_inputs`'. `max_new_tokens`: as many as the checkpoint says, or 256. Hooks
-        and interventions live through the encoder, the prompt and every cached step behind it; one
-        that had nothing to do warns. A source may be a `Lockstep` of other inputs.
+        - The inputs are `to_inputs`'.
+        - `temperature`: 0 for the likeliest tokens (of `num_beams` beams); or that to draw them at,
+          among as many as the checkpoint's `top_k` and `top_p` leave; None for the checkpoint's own
+          way. `seed`: of what is drawn; by default PyTorch's generator goes on from where it is.
+        - `max_new_tokens`: as many as the checkpoint says, or 256.
+        - `fwd_hooks`, `interventions`: alive in the encoder, the prompt and every cached step; one
+          that had nothing to do warns. A source may be a `Lockstep` of other inputs.
+        - `names_filter`: activations to keep (see `names.select`; "*" for all but lazy ones).
 
-        Raises `GenerationError` for prompts padded on the right, references that do not fit, or no
-        room for an answer.
+        Raises `GenerationError` for prompts padded on the right, references that do not fit,
+        options that contradict each other, or no room for an answer.
         """
         given: dict[str, Any] = {"mel": mel, "tokens": tokens, "audio": None, "resid": None}
         given |= {"mel_mask": mel_mask, "attention_mask": attention_mask}
         self._check_inputs(given, None, None)
         inputs = {name: value for name, value in given.items() if value is not None}
-        limit = self.token_limit(inputs["tokens"].shape[1], max_new_tokens)
-        with self.decoding_hooks([*fwd_hooks, *interventions]):
+        n_prompt = inputs["tokens"].shape[1]
+        options = DecodingOptions(
+            temperatures=(self._own_temperature if temperature is None else temperature,),
+            num_beams=num_beams,
+        )
+        names = () if names_filter is None else tuple(select(names_filter, self.hook_table))
+        encoder = StepRecorder()
+        with self.decoding_hooks([*fwd_hooks, *interventions]), seeded(seed):
             theirs = [(one, self._reference_inputs(one, inputs)) for one in references(self)]
-            with encoding_beside(theirs) as beside:
+            if theirs and num_beams > 1:
+                raise GenerationError("a Lockstep follows one row: leave out num_beams")
+            watching = self.hooks([(list(names), encoder)] if names else [])
+            with encoding_beside(theirs) as beside, watching:
                 encoded = self.encoded(inputs)
-            rows = greedy(self, {**encoded, **beside}, limit, progress)
-        return [Generated(self.text_of(row), row) for row in rows]
+            limit = self.token_limit(n_prompt, max_new_tokens)
+            decoded = decode_window(
+                self, {**encoded, **beside}, n_prompt, limit, options, Watched(names), progress
+            )
+        cache = ActivationCache({**encoder.joined(), **decoded.activations}, self)
+        rows = list(range(len(decoded.heard)))
+        window = Window(rows, [0.0] * len(rows), decoded.whole, cache if names else None)
+        said = [one.row.tokens for one in decoded.heard]
+        return Generation([Generated(self.text_of(row), row) for row in said], [window])
+
+    @property
+    def _own_temperature(self) -> float:
+        rules = self.generation_config
+        return float(rules.temperature or 1.0) if rules.do_sample else 0.0
 
     def transcribe(
-        self,
-        audio: Any,
-        prompt: str = TRANSCRIBE,
-        sample_rate: int | None = None,
-        max_new_tokens: int | None = None,
-        fwd_hooks: Hooks = (),
-        progress: bool = False,
+        self, audio: Any, prompt: str = TRANSCRIBE, sample_rate: int | None = None, **options: Any
     ) -> Any:
         """What the model answers when asked to transcribe a clip (each of a list of clips).
 
-        `prompt`: how it is asked. For the rest, see `to_inputs` and `generate`.
+        `prompt`: how it is asked. The options are `generate`'s.
         """
         several = isinstance(audio, list | tuple)
         clips = list(audio) if several else [audio]
-        inputs = self.to_inputs(clips, [prompt] * len(clips), sample_rate=sample_rate)
-        answers = self.generate(
-            **inputs, max_new_tokens=max_new_tokens, fwd_hooks=fwd_hooks, progress=progress
-        )
-        texts = [answer.text for answer in answers]
+        inputs: Any = self.to_inputs(clips, [prompt] * len(clips), sample_rate=sample_rate)
+        texts = [answer.text for answer in self.generate(**inputs, **options)]
         return texts if several else texts[0]
 
     def settled(self, audio: Any, prompt: str | None = None) -> dict[str, Any]:
@@ -181,7 +214,7 @@ class HookedQwen2Audio(PrefixEncoderDecoder, Recogniser):
     # --- From prompts to token ids ----------------------------------------------------------------
 
     def _heard(self, clips: list[Any], sample_rate: int | None) -> dict[str, Tensor]:
-        mel, mel_mask = log_mel_and_mask(clips, self._feature_extractor, sample_rate)
+        mel, mel_mask = log_mel_and_mask(clips, self.working_extractor, sample_rate)
         short = [i for i, n in enumerate(frame_counts(mel_mask)) if pooled_length(n) < 1]
         if short:
             raise InputError(
@@ -251,7 +284,7 @@ class HookedQwen2Audio(PrefixEncoderDecoder, Recogniser):
         # One that knows nothing of audio is the text model's: the processor then has its own.
         heard = isinstance(template, str) and "audio" in template
         return Qwen2AudioProcessor(
-            self._feature_extractor, self._tokenizer, chat_template=template if heard else None
+            self.working_extractor, self._tokenizer, chat_template=template if heard else None
         )
 
 

@@ -37,7 +37,7 @@ class Recogniser(PretrainedModel):
 
         Raises `AudioError` for what cannot be read or is too long.
         """
-        mel = log_mel(audio, self._feature_extractor, sample_rate)
+        mel = log_mel(audio, self.working_extractor, sample_rate)
         return mel.to(self.device, self.dtype)
 
     def to_string(self, tokens: Sequence[int] | Tensor, special: bool = True) -> str:
@@ -84,7 +84,11 @@ class Recogniser(PretrainedModel):
                 warnings.warn(hook.idle, stacklevel=5)  # past contextlib's and no_grad's wrappers
 
     @property
-    def _feature_extractor(self) -> Any:
+    def working_extractor(self) -> Any:
+        """The checkpoint's feature extractor, or one that fits the model where it brought none.
+
+        Raises `InputError` where none fits.
+        """
         if self.feature_extractor is not None:
             return self.feature_extractor
         seconds, rest = divmod(self.config.n_frames, 100)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from hooked_asr.audio import log_mel_of_any_length
 from hooked_asr.generation import (
     DecodingOptions,
     Generation,
@@ -21,18 +18,21 @@ from hooked_asr.generation import (
     end_tokens,
     seeded,
 )
-from hooked_asr.generation.lockstep import references
-from hooked_asr.generation.recording import Recording
-from hooked_asr.generation.references import ReferenceRecordings
 from hooked_asr.generation.row_recordings import RowRecordings
 from hooked_asr.generation.window import Watched
 from hooked_asr.hooks import Hooks
-from hooked_asr.models import inputs as check
 from hooked_asr.models.recogniser import Recogniser
-from hooked_asr.models.whisper_prompt import PromptError, is_multilingual, prompt_tokens
+from hooked_asr.models.whisper_prompt import is_multilingual, prompt_tokens
+from hooked_asr.models.whisper_recordings import (
+    alignment_heads,
+    is_mel,
+    previous_tokens,
+    recordings_of,
+    references_of,
+    transcript_of,
+)
 from hooked_asr.names import Selector, select
 from hooked_asr.shapes import Audio, Mel, MelMask, Tokens
-from hooked_asr.speech import language_code, token_compression_ratio
 from hooked_asr.weights.whisper import WHISPER
 
 
@@ -97,7 +97,7 @@ class HookedWhisper(Recogniser):
         texts = [text] if isinstance(text, str) else list(text)
         prompt = self.prompt(language, task, timestamps)
         end = self._end_token
-        rows = [[*prompt, *self._encode(one), *([end] if append_eot else [])] for one in texts]
+        rows = [[*prompt, *self.encode_text(one), *([end] if append_eot else [])] for one in texts]
         longest = max(map(len, rows))
         padded = [row + [end] * (longest - len(row)) for row in rows]
         return torch.tensor(padded, device=self.device)
@@ -128,7 +128,7 @@ class HookedWhisper(Recogniser):
         mel_mask: MelMask | None = None,
         sample_rate: int | None = None,
         progress: bool = False,
-    ) -> Generation:
+    ) -> Generation[Transcript]:
         """What is heard in recordings of any length, decoded by the checkpoint's own rules.
 
         - `audio`: a path, or samples at `sample_rate` (Hz); a list of them; or log-mel frames
@@ -155,7 +155,7 @@ class HookedWhisper(Recogniser):
 
         Source: "Robust Speech Recognition via Large-Scale Weak Supervision" (2022), section 4.5.
         """
-        recordings = self._recordings(audio, sample_rate, mel_mask, language)
+        recordings = recordings_of(self, audio, sample_rate, mel_mask, language)
         options = DecodingOptions.of(
             self.generation_config,
             temperature,
@@ -167,16 +167,16 @@ class HookedWhisper(Recogniser):
             logprob_threshold=logprob_threshold,
             no_speech_threshold=no_speech_threshold,
             condition_on_prev_tokens=condition_on_prev_tokens,
-            prompt=self._previous(prompt),
+            prompt=previous_tokens(self, prompt),
             max_new_tokens=max_new_tokens,
         )
         names = () if names_filter is None else tuple(select(names_filter, self.hook_table))
-        watched = Watched(names, self._alignment_heads if words else ())
+        watched = Watched(names, alignment_heads(self) if words else ())
         with self.decoding_hooks([*fwd_hooks, *interventions]), seeded(seed):
-            beside = self._reference_recordings()
+            beside = references_of(self)
             transcription = Transcription(self, recordings, options, watched, beside)
             transcription.run(progress)
-        return Generation([self._transcript(one) for one in recordings], transcription.windows)
+        return Generation([transcript_of(self, one) for one in recordings], transcription.windows)
 
     @torch.no_grad()
     def generate_rows(
@@ -207,7 +207,7 @@ class HookedWhisper(Recogniser):
 
         Raises as `generate`, and `GenerationError` for several recordings.
         """
-        recordings = self._recordings(audio, sample_rate, None, language)
+        recordings = recordings_of(self, audio, sample_rate, None, language)
         if len(recordings) != 1:
             raise GenerationError(f"rows are of one recording; got {len(recordings)}")
         options = DecodingOptions.of(
@@ -215,13 +215,13 @@ class HookedWhisper(Recogniser):
             0.0,
             task=task,
             timestamps=timestamps or recordings[0].n_frames > self.config.n_frames,
-            prompt=self._previous(prompt),
+            prompt=previous_tokens(self, prompt),
             max_new_tokens=max_new_tokens,
         )
         hooks = [[row] if _is_hook(row) else list(row) for row in rows]
         with self.decoding_hooks(fwd_hooks):
             heard = RowRecordings(self, recordings[0], hooks, options).run(batch_size, progress)
-        return [self._transcript(one) for one in heard]
+        return [transcript_of(self, one) for one in heard]
 
     def transcribe(self, audio: Any, language: str | None = None, **options: Any) -> Any:
         """The transcript of a clip (a list of them, for a list of clips).
@@ -229,7 +229,7 @@ class HookedWhisper(Recogniser):
         The options are `generate`'s, which gives more than the text.
         """
         texts = [heard.text for heard in self.generate(audio, language=language, **options)]
-        return texts if isinstance(audio, list | tuple) or _is_mel(audio) else texts[0]
+        return texts if isinstance(audio, list | tuple) or is_mel(audio) else texts[0]
 
     @torch.no_grad()
     def detect_language(self, mel: Mel) -> list[str]:
@@ -243,22 +243,12 @@ class HookedWhisper(Recogniser):
         """How one clip is asked for: the prompt's options, its language told where it is open."""
         return {"language": language or self.detect_language(self.to_mel(audio))[0], **prompt}
 
-    def token_limit(self, n_prompt: int, max_length: int | None = None) -> int:
-        """How many tokens prompt and text may have together; `max_length` counts both.
-
-        Raises `GenerationError` for more than the decoder has positions for.
-        """
+    def token_limit(self, n_prompt: int) -> int:
+        """How many tokens prompt and text may have together, by the checkpoint's rules."""
         n_ctx = self.config.decoder.n_ctx
-        if max_length is None:
-            # As in the reference, whose own limit does not count the prompt.
-            allowed = self.generation_config.max_length or n_ctx
-            return min(allowed + min(n_prompt, n_ctx // 2 - 1), n_ctx)
-        if not n_prompt < max_length <= n_ctx:
-            raise GenerationError(
-                f"max_length counts the {n_prompt} tokens of the prompt too, and the decoder has "
-                f"{n_ctx} positions; got {max_length}"
-            )
-        return max_length
+        # As in the reference, whose own limit does not count the prompt.
+        allowed = self.generation_config.max_length or n_ctx
+        return min(allowed + min(n_prompt, n_ctx // 2 - 1), n_ctx)
 
     def languages_of(self, encoded: Audio, n_rows: int | None = None, **beside: Any) -> list[str]:
         """As `detect_language`, from the encoder's output, which `n_rows` may share.
@@ -275,101 +265,6 @@ class HookedWhisper(Recogniser):
         best = logits[:, list(rules.lang_to_id.values())].argmax(-1)
         return [names[i].strip("<|>") for i in best.tolist()]
 
-    # --- From recordings to transcripts -----------------------------------------------------------
-
-    def _recordings(
-        self,
-        audio: Any,
-        sample_rate: int | None,
-        mel_mask: MelMask | None,
-        language: str | Sequence[str] | None,
-    ) -> list[Recording]:
-        if _is_mel(audio):
-            heard = self._real_frames(audio, mel_mask)
-        else:
-            clips = audio if isinstance(audio, list | tuple) else [audio]
-            extractor = self._feature_extractor
-            heard = [log_mel_of_any_length(clip, extractor, sample_rate) for clip in clips]
-        languages = [language] * len(heard) if isinstance(language, str | None) else list(language)
-        if len(languages) != len(heard):
-            raise PromptError(
-                f"{len(heard)} recordings take as many languages; got {len(languages)}: {languages}"
-            )
-        for spoken in languages:
-            if spoken is not None:
-                self.prompt(spoken)  # refused before any work
-        return [
-            Recording(
-                clip=i,
-                mel=mel.to(self.device, self.dtype),
-                n_frames=mel.shape[1],
-                n_heard=n,
-                language=spoken and language_code(spoken),
-            )
-            for i, ((mel, n), spoken) in enumerate(zip(heard, languages, strict=True))
-        ]
-
-    def _reference_recordings(self) -> list[ReferenceRecordings]:
-        """What is decoded beside, for the interventions that are attached now."""
-        beside = []
-        for one in references(self):
-            source = one.lockstep
-            heard = self._recordings(source.audio, source.sample_rate, source.mel_mask, None)
-            beside.append(ReferenceRecordings(one, heard))
-        return beside
-
-    def _real_frames(
-        self, mel: Float[Tensor, "_ n_mels _"], mel_mask: MelMask | None
-    ) -> list[tuple[Tensor, int]]:
-        """The frames of each recording that are to be decoded, and how many are sound."""
-        n_frames = self.config.n_frames
-        check.mel(mel[..., :n_frames], self.config)
-        counts = [mel.shape[2]] * len(mel) if mel_mask is None else mel_mask.sum(1).tolist()
-        if mel.shape[2] == n_frames:
-            return list(zip(mel, counts, strict=True))
-        return [(one[:, :n], n) for one, n in zip(mel, counts, strict=True)]
-
-    def _previous(self, prompt: str | Sequence[int] | None) -> tuple[int, ...]:
-        """What came before, as it stands in front of the start token."""
-        if prompt is None or not isinstance(prompt, str):
-            return tuple(prompt or ())
-        start = getattr(self.generation_config, "prev_sot_token_id", None)
-        if start is None:
-            start = self.to_single_token("<|startofprev|>")
-        return (start, *self._encode(f" {prompt.strip()}"))
-
-    @property
-    def _alignment_heads(self) -> tuple[tuple[int, int], ...]:
-        heads = getattr(self.generation_config, "alignment_heads", None)
-        if not heads:
-            raise GenerationError(
-                f"{self.name} lists no alignment heads, by which words are timed: find some with "
-                "hooked_asr.patching.find_alignment_heads(model, recordings), and put what it "
-                "gives into model.generation_config.alignment_heads"
-            )
-        return tuple((layer, head) for layer, head in heads)
-
-    def _transcript(self, recording: Recording) -> Transcript:
-        segments, heard = recording.segments, recording.heard
-        tokens = [token for segment in segments for token in segment.tokens]
-        logprobs = [one for window in heard for one in window.row.logprobs]
-        ratio = heard[0].compression_ratio
-        if len(heard) > 1:
-            ratio = token_compression_ratio(tokens, self.config.d_vocab)
-        end = min(end_tokens(self.generation_config), default=self.config.d_vocab)
-        words = [word for segment in segments for word in segment.words or []]
-        return Transcript(
-            text=self.text_of([token for token in tokens if token < end]),
-            tokens=tokens,
-            language=recording.language or "",
-            segments=segments,
-            avg_logprob=fmean(logprobs) if logprobs else heard[0].row.avg_logprob,
-            no_speech_prob=heard[0].no_speech_prob,
-            compression_ratio=ratio,
-            temperature=heard[-1].temperature,
-            words=words if any(segment.words is not None for segment in segments) else None,
-        )
-
     # --- What belongs to the checkpoint -----------------------------------------------------------
 
     @property
@@ -377,13 +272,10 @@ class HookedWhisper(Recogniser):
         ends = end_tokens(self.generation_config)
         return ends[0] if ends else self._tokenizer.eos_token_id
 
-    def _encode(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
+        """A transcript's token ids, with the space that the model writes in front of it."""
         spaced = text if text.startswith((" ", "<|")) or not text else f" {text}"
         return self._tokenizer.encode(spaced, add_special_tokens=False)
-
-
-def _is_mel(audio: Any) -> bool:
-    return isinstance(audio, Tensor) and audio.ndim == 3
 
 
 def _is_hook(row: Any) -> bool:

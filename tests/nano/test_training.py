@@ -84,7 +84,7 @@ def test_a_checkpoint_is_hugging_faces(model, tmp_path):
     said = theirs.generate(mel, language="es", task="transcribe", max_new_tokens=8)
     assert (
         processor.batch_decode(said, skip_special_tokens=True)[0].strip()
-        == again.transcribe(mel, "es", max_length=12)[0]
+        == again.transcribe(mel, "es", max_new_tokens=8)[0]
     )
 
 

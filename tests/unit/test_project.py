@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tiny_qwen2_checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,3 +53,5 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys) -> None:
         exec(block, names)
     assert (tmp_path / "heads.html").exists()
     assert "decoder." in capsys.readouterr().out
+    names["audio"] = np.random.default_rng(0).uniform(-1, 1, 12_000)  # a window there is one second
+    assert isinstance(names["ask"](save_checkpoint(tmp_path / "qwen2")), str)
