@@ -37,6 +37,15 @@ def refit(shared: Path) -> Path:
 
 
 @pytest.fixture
+def unchecked(monkeypatch):
+    """Without checks of shapes and types, which take most of a decoding of many steps.
+
+    For tests that compare whole decodings; the code they run is checked under others.
+    """
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
 def run(monkeypatch, capsys):
     """Run the command line in this process; gives what it wrote, and its exit code."""
 
