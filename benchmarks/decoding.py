@@ -30,10 +30,17 @@ from hooked_asr.nano.bundle import clip
 ATTENTIONS = {"attn": "self_attn", "cross_attn": "encoder_attn"}
 
 
-def endless(model: Any) -> None:
-    """Forbid the end token, for as many tokens as are asked for."""
-    rules = model.generation_config
-    rules.suppress_tokens = [*(rules.suppress_tokens or []), rules.eos_token_id]
+N_SUPPRESSED = 88  # as in the published checkpoints
+
+
+def endless(model: Any, times: bool = True) -> None:
+    """Forbid the end token, as many as published checkpoints do, and time stamps where asked.
+
+    Then as many tokens are said as are asked for; without time stamps, in one window.
+    """
+    rules, d_vocab = model.generation_config, model.config.vocab_size
+    stamps = [] if times else range(rules.no_timestamps_token_id + 1, d_vocab)
+    rules.suppress_tokens = [*range(0, N_SUPPRESSED * 11, 11), rules.eos_token_id, *stamps]
 
 
 def tiny() -> tuple[HookedWhisper, WhisperForConditionalGeneration]:
@@ -141,7 +148,7 @@ def main() -> None:
     for name, pair in (("tiny", tiny()), ("nano", nano())):
         speed(name, *pair, args.tokens, args.rounds)
     ours, theirs = tiny()
-    endless(theirs)
+    endless(theirs, times=False)
     ablations("tiny", ours, theirs, torch.randn(1, 80, 3000), 30)
     ours, theirs = nano()
     ablations("nano", ours, theirs, ours.to_mel(clip("english").path), None)
