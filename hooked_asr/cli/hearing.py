@@ -80,10 +80,17 @@ def _temperatures(model: HookedWhisper, temperatures: Sequence[float]) -> dict[s
 
 def _asked_in_words(model: Any, asks: dict[str, str], wishes: Wishes) -> Hear:
     _check_no_other_wishes(model, wishes)
+    options: dict[str, Any] = {
+        "temperature": wishes.temperatures[0] if wishes.temperatures else 0.0,
+        "num_beams": wishes.beams or 1,
+        "seed": wishes.seed,
+    }
 
     def hear(path: Path, hooks: Hooks, progress: bool) -> Generated:
         inputs = model.to_inputs(path, **model.settled(path, **asks))
-        heard: Generated = model.generate(**inputs, fwd_hooks=hooks, progress=progress)[0]
+        heard: Generated = model.generate(**inputs, **options, fwd_hooks=hooks, progress=progress)[
+            0
+        ]
         return heard
 
     return hear
@@ -94,14 +101,12 @@ def _check_no_other_wishes(model: Recogniser, wishes: Wishes) -> None:
         "--timestamps": wishes.timestamps,
         "--words": wishes.words,
         "--previous": wishes.previous is not None,
-        "--temperature": bool(wishes.temperatures),
-        "--beams": wishes.beams is not None,
-        "--seed": wishes.seed is not None,
+        "a second --temperature": len(wishes.temperatures) > 1,
     }
     for option, given in others.items():
         if given:
             raise OptionError(
-                f"{type(model).__name__} is decoded greedily, to text and tokens without times: "
+                f"{type(model).__name__} is decoded once, to text and tokens without times: "
                 f"leave out {option}; it is asked by "
                 + " and ".join(f"--{known}" for known in model.asked_by)
             )

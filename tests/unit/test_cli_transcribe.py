@@ -209,15 +209,26 @@ def test_a_model_asked_in_words_gives_text_and_tokens(run, qwen, tone):
     assert json.loads(done.out) == {"audio": str(tone), "text": heard.text, "tokens": heard.tokens}
 
 
+def test_a_model_asked_in_words_can_draw_and_follow_beams(run, qwen, tone):
+    model = HookedQwen2Audio.from_pretrained(qwen)
+    inputs = model.to_inputs(tone, "Say it.")
+    for flags, options in (
+        (["--beams", "3"], {"num_beams": 3}),
+        (["--temperature", "0.8", "--seed", "2"], {"temperature": 0.8, "seed": 2}),
+    ):
+        done = run(
+            "transcribe", tone, "-m", qwen, "--format", "json", "--prompt", "Say it.", *flags
+        )
+        assert json.loads(done.out)["tokens"] == model.generate(**inputs, **options)[0].tokens
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--timestamps"], "leave out --timestamps; it is asked by --prompt"),
         (["--words"], "leave out --words"),
         (["--previous", "So."], "leave out --previous"),
-        (["--temperature", "0"], "leave out --temperature"),
-        (["--beams", "1"], "leave out --beams"),
-        (["--seed", "0"], "leave out --seed"),
+        (["--temperature", "0", "--temperature", "1"], "leave out a second --temperature"),
         (["--format", "srt"], "tells no times, .*: give --format text or --format json"),
     ],
 )
