@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hooked_asr.generation.steps import GenerationError
@@ -64,6 +64,3 @@ class DecodingOptions:
             temperatures=tuple(map(float, temperatures)),
             **{name: value for name, value in given.items() if name in known},
         )
-
-    def with_timestamps(self) -> DecodingOptions:
-        return replace(self, timestamps=True)

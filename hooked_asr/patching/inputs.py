@@ -49,7 +49,7 @@ def patching_inputs(
     asked = model.settled(samples, **prompt)
     text = model.transcribe(samples, **asked) if text is None else text
     clean = model.to_inputs(samples, text=text, **asked)
-    other = _other(reference, samples, seed)
+    other = reference_sound(reference, samples, seed)
     if model.config.prefix:
         other = fit_length(other, len(samples))
     n_prompt = model.to_inputs(samples, text="", **asked)["tokens"].shape[1]
@@ -61,7 +61,11 @@ def patching_inputs(
     )
 
 
-def _other(reference: str, samples: Tensor, seed: int) -> Tensor:
+def reference_sound(reference: str, samples: Tensor, seed: int = 0) -> Tensor:
+    """What a clip is patched from: "noise" (as loud as it), "silence", or a recording by its path.
+
+    Raises `AudioError` for a recording that cannot be read.
+    """
     if reference == "noise":
         return match_noise(samples, seed)
     if reference == "silence":

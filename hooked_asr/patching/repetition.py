@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from hooked_asr.audio import load_audio, match_noise
+from hooked_asr.audio import load_audio
 from hooked_asr.cache import ActivationCache
 from hooked_asr.config import ModelConfig
 from hooked_asr.generation import Transcript
 from hooked_asr.interventions import Intervention, Replace, Site, Zero
 from hooked_asr.interventions.actions import Action
 from hooked_asr.patching.grid import Grid, Sites, components, heads
+from hooked_asr.patching.inputs import reference_sound
 from hooked_asr.patching.loops import (
     HeardClip,
     RepeatedText,
@@ -150,12 +151,7 @@ def _reference_run(
     """What the model computes where it hears the reference, and is made to say the same."""
     samples = load_audio(clip.audio)
     model.to_mel(samples)  # refused here, where the clip itself is too long for one window
-    if reference == "noise":
-        other = match_noise(samples, seed)
-    elif reference == "silence":
-        other = torch.full_like(samples, 1e-9)  # exact zeros would warn of silence
-    else:
-        other = load_audio(reference)
+    other = reference_sound(reference, samples, seed)
     tokens = torch.tensor([[*model.prompt(clip.language), *clip.tokens]], device=model.device)
     names = list(dict.fromkeys(hooks))
     _, cache = model.run_with_cache(model.to_mel(other), tokens, names_filter=names)

@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hooked_asr.patching.result import ResultError
-from hooked_asr.patching.saving import save_as
+from hooked_asr.patching.saving import ResultError, save_as
 from hooked_asr.viz.heatmap import heatmap
 from hooked_asr.viz.panels import side_by_side
 

@@ -16,17 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooked_asr.errors import HookedASRError
-from hooked_asr.files import written_aside
-from hooked_asr.viz.figure import save as save_figure
+from hooked_asr.patching.saving import ResultError, save_as
 from hooked_asr.viz.heatmap import heatmap
-
-_NUMBERS = (".json", ".csv")
-_FIGURES = (".html", ".png", ".svg", ".pdf")
-
-
-class ResultError(HookedASRError):
-    """A result that cannot be kept or shown as asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,19 +78,7 @@ class SweepResult:
 
         Raises `ResultError` for another suffix.
         """
-        suffix = Path(path).suffix
-        if suffix in _FIGURES:
-            save_figure(self.plot(), path)
-        elif suffix in _NUMBERS:
-            with written_aside(path) as aside:
-                if suffix == ".csv":
-                    self.to_pandas().to_csv(aside, index=False)
-                else:
-                    aside.write_text(json.dumps(self._plain(), indent=2), encoding="utf-8")
-        else:
-            raise ResultError(
-                f"a result is saved as {', '.join(_NUMBERS + _FIGURES)}; got {os.fspath(path)!r}"
-            )
+        save_as(path, self._plain, self.to_pandas, self.plot)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SweepResult:
@@ -150,15 +129,4 @@ class SweepResult:
         return bool(self.tokens) and all(isinstance(p, int) for p in positions)
 
     def _plain(self) -> dict[str, Any]:
-        fields = asdict(self)
-        fields["values"] = _nullable(self.values.double().tolist())
-        for name in ("clean", "reference"):
-            fields[name] = _nullable(fields[name])
-        return fields
-
-
-def _nullable(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, list):
-        return [_nullable(one) for one in value]
-    return value if math.isfinite(value) else None
+        return asdict(self) | {"values": self.values.double().tolist()}

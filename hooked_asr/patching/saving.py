@@ -11,12 +11,16 @@ from typing import Any
 
 import pandas as pd
 
+from hooked_asr.errors import HookedASRError
 from hooked_asr.files import written_aside
-from hooked_asr.patching.result import ResultError
 from hooked_asr.viz.figure import save as save_figure
 
 _FIGURES = (".html", ".png", ".svg", ".pdf")
 _ALL = (".json", ".csv", *_FIGURES)
+
+
+class ResultError(HookedASRError):
+    """A result that cannot be kept or shown as asked."""
 
 
 def save_as(
