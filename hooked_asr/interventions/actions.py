@@ -100,7 +100,10 @@ class Mean(Action):
 
 @dataclass(frozen=True, eq=False)
 class Add(Action):
-    """`original + scale * direction`; the direction is `[d]`, or `[head d]` for several heads."""
+    """`original + scale * direction`; the direction is `[d]`, or `[head d]` for several heads.
+
+    `d` are the neurons of the site, where it names some.
+    """
 
     kind = "add"
     direction: Tensor

@@ -32,7 +32,7 @@ class Region:
 
 def region(site: Site, hook: Any, x: Activation) -> Region | None:
     """Where `site` lies in `x`; None where none of its positions is among those passing now."""
-    heads = _checked_heads(site, hook, x)
+    units = _units(site, hook, x)
     there = _passing(site, hook)
     if there is None:
         return None
@@ -42,7 +42,7 @@ def region(site: Site, hook: Any, x: Activation) -> Region | None:
         last = there.stop - 1
     else:
         here, last = [position - start for position in there], max(there)
-    return Region(_index(hook, x.ndim, here, heads), _index(hook, x.ndim, there, heads), last)
+    return Region(_index(hook, x.ndim, here, units), _index(hook, x.ndim, there, units), last)
 
 
 def _passing(site: Site, hook: Any) -> slice | list[int] | None:
@@ -76,30 +76,39 @@ def _heard(seconds: Seconds, hook: Any) -> range:
     return positions
 
 
-def _checked_heads(site: Site, hook: Any, x: Activation) -> list[int] | None:
-    if site.heads is None:
-        return None
-    axis = hook.spec.head_axis
-    if axis is None:
-        raise InterventionError(f"{hook.name} has no heads ({' '.join(hook.spec.axes)})")
-    if max(site.heads) >= x.shape[axis]:
-        raise InterventionError(
-            f"{hook.name} has heads 0 to {x.shape[axis] - 1}; asked for {max(site.heads)}"
-        )
-    return list(site.heads)
+def _units(site: Site, hook: Any, x: Activation) -> tuple[int, list[int]] | None:
+    """The axis and the numbers of the heads or neurons that are meant; None for all."""
+    axes, axis = " ".join(hook.spec.axes), hook.spec.head_axis
+    if site.heads is not None:
+        if axis is None:
+            raise InterventionError(f"{hook.name} has no heads ({axes})")
+        return axis, _within("heads", site.heads, hook, x.shape[axis])
+    if site.neurons is not None:
+        if axis is not None:
+            raise InterventionError(f"{hook.name} has heads ({axes}): say which, not neurons")
+        return x.ndim - 1, _within("neurons", site.neurons, hook, x.shape[-1])
+    return None
+
+
+def _within(what: str, numbers: tuple[int, ...], hook: Any, size: int) -> list[int]:
+    if max(numbers) >= size:
+        raise InterventionError(f"{hook.name} has {what} 0 to {size - 1}; asked for {max(numbers)}")
+    return list(numbers)
 
 
 def _index(
-    hook: Any, ndim: int, positions: slice | list[int], heads: list[int] | None
+    hook: Any, ndim: int, positions: slice | list[int], units: tuple[int, list[int]] | None
 ) -> tuple[Any, ...]:
     index: list[Any] = [slice(None)] * ndim
     index[hook.spec.position_axis] = positions
-    if heads is not None:
-        index[hook.spec.head_axis] = heads
+    if units is not None:
+        axis, numbers = units
+        index[axis] = numbers
         if isinstance(positions, list):
             # Two lists would be paired off; as a column and a row they span the rectangle. Heads
-            # and positions are neighbouring axes everywhere, so the result's axes stay in order.
-            first, second = sorted((hook.spec.head_axis, hook.spec.position_axis))
+            # (or neurons) and positions are neighbouring axes everywhere, so the result's axes stay
+            # in order.
+            first, second = sorted((axis, hook.spec.position_axis))
             index[first] = torch.tensor(index[first])[:, None]
             index[second] = torch.tensor(index[second])[None, :]
     return tuple(index)

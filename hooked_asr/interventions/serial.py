@@ -53,17 +53,18 @@ def _to_dict(intervention: Intervention) -> dict[str, Any]:
         "hook": site.hook,
         "heads": site.heads,
         "positions": str(site.positions) if isinstance(site.positions, Span) else site.positions,
-        **_when(intervention),
+        **_said(intervention),
         "action": action.kind,
         **{name: _plain(value, site) for name, value in values.items()},
     }
 
 
-def _when(intervention: Intervention) -> dict[str, Any]:
-    """Seconds and steps, where they are said."""
+def _said(intervention: Intervention) -> dict[str, Any]:
+    """Seconds, neurons and steps, where they are said."""
     steps = intervention.steps
     said = {
         "seconds": intervention.site.seconds,
+        "neurons": intervention.site.neurons,
         "steps": None if steps is None else (steps.start, steps.stop),
     }
     return {name: value for name, value in said.items() if value is not None}
@@ -111,7 +112,9 @@ def _from_dict(
     positions = entry["positions"]
     if isinstance(positions, str):
         positions = parse_positions(positions)
-    site = Site(entry["hook"], entry["heads"], positions, entry.get("seconds"))
+    site = Site(
+        entry["hook"], entry["heads"], positions, entry.get("seconds"), entry.get("neurons")
+    )
     steps = as_steps(*entry["steps"]) if "steps" in entry else None
     return Intervention(site, _action(entry, functions), steps)
 

@@ -1,4 +1,4 @@
-"""A place in a model: a hook, and which of its heads and positions, or of its seconds."""
+"""A place in a model: a hook, and which of its heads or neurons, positions or seconds."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ PARTS = {
     "resid_post": "hook_resid_post",
 }
 
+# The hooks that have heads.
+_BY_HEAD = tuple(
+    f".hook_{leaf}"
+    for leaf in ("q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z", "result")
+)
+
 
 class InterventionError(HookedASRError):
     """An intervention that the activation it meets has no place for."""
@@ -40,13 +46,16 @@ class InterventionError(HookedASRError):
 class Site:
     """A place in the model: a hook (a name or a glob), and which of its heads and positions.
 
+    Where a hook has no heads, `neurons` says which of its last axis: those of an MLP
+    (`mlp.hook_post`), or the dimensions of a stream.
+
     Positions are absolute, from 0: the same in a full forward and in cached decoding. One number
     may stand for itself; `slice(5, None)` for all from there on; None for all there are. Where a
     hook's positions hear the sound (frames, encoder positions, keys and values of cross-attention),
     `seconds=(0.5, 1.2)` means those that overlap that part of the window.
 
     >>> Site.parse("decoder.3.cross_attn.5")
-    Site(hook='decoder.3.cross_attn.hook_z', heads=(5,), positions=None, seconds=None)
+    Site(hook='decoder.3.cross_attn.hook_z', heads=(5,), positions=None, seconds=None, neurons=None)
     >>> str(Site("encoder.2.hook_mlp_out", positions=range(3, 6)))
     'encoder.2.mlp@3-5'
     """
@@ -55,6 +64,7 @@ class Site:
     heads: tuple[int, ...] | None
     positions: tuple[int, ...] | Span | None
     seconds: Seconds | None
+    neurons: tuple[int, ...] | None
 
     def __init__(
         self,
@@ -62,37 +72,42 @@ class Site:
         heads: Numbers = None,
         positions: Numbers | slice | Span = None,
         seconds: Iterable[SupportsFloat] | None = None,
+        neurons: Numbers = None,
     ) -> None:
+        if heads is not None and neurons is not None:
+            raise InterventionError(f"{hook}: say which heads or which neurons, not both")
         if positions is not None and seconds is not None:
             raise InterventionError(f"{hook}: say which positions or which seconds, not both")
         object.__setattr__(self, "hook", hook)
         object.__setattr__(self, "heads", as_numbers("heads", heads))
         object.__setattr__(self, "positions", _as_positions(positions))
         object.__setattr__(self, "seconds", None if seconds is None else _as_seconds(seconds))
+        object.__setattr__(self, "neurons", as_numbers("neurons", neurons))
 
     @classmethod
     def parse(cls, text: str) -> Site:
         """A site from its short form, as it stands in tables and on the command line.
 
-        `decoder.3.cross_attn.5` (a head, or several: `.5,6`), `decoder.3.cross_attn` / `.attn` /
-        `.mlp` (what it writes), `decoder.3.resid_post` (the stream), or any hook's full name; `@7`,
+        `decoder.3.cross_attn.5` (a head, or several: `.5,6`), `decoder.3.mlp.17` (a neuron),
+        `decoder.3.cross_attn` / `.attn` / `.mlp` (what it writes), `decoder.3.resid_post` (the
+        stream), or any hook's full name, with numbers of its heads or neurons behind it; `@7`,
         `@7-9`, `@2,5` or `@5-` (from 5 on) behind it for positions, `@0.5s-1.2s` for seconds.
         """
         path, at, text_of_where = text.partition("@")
         where = _parse_where(text_of_where) if at else {}
         block, _, part = path.rpartition(".")
         if part[:1].isdigit():
-            hook = f"{block}.hook_z" if block.endswith("attn") else block
-            return cls(hook, _parse_numbers(part), **where)
+            return cls(_numbered_hook(block), **{_counted(block): _parse_numbers(part)}, **where)
         return cls(f"{block}.{PARTS[part]}" if part in PARTS else path, None, **where)
 
     def __str__(self) -> str:
         block, _, leaf = self.hook.rpartition(".")
-        short = {hook: f"{block}.{part}" for part, hook in PARTS.items()}
-        if self.heads:
-            short = {"hook_z": block} if block.endswith("attn") else {}
-        heads = "." + format_numbers(self.heads) if self.heads else ""
-        return short.get(leaf, self.hook) + heads + self._where()
+        numbers = self.heads or self.neurons
+        if numbers is None:
+            short = {hook: f"{block}.{part}" for part, hook in PARTS.items()}
+            return short.get(leaf, self.hook) + self._where()
+        place = block if _numbered_hook(block) == self.hook else self.hook
+        return f"{place}.{format_numbers(numbers)}{self._where()}"
 
     def _where(self) -> str:
         if self.seconds is not None:
@@ -108,6 +123,19 @@ class Site:
         if isinstance(self.positions, Span):
             return (self.positions.start,)
         return self.positions or ()
+
+
+def _counted(path: str) -> str:
+    """What the numbers behind a path count: heads of an attention and its hooks, or neurons."""
+    return "heads" if path.endswith(("attn", *_BY_HEAD)) else "neurons"
+
+
+def _numbered_hook(path: str) -> str:
+    """The hook whose heads or neurons are meant by numbers behind a path."""
+    for part, leaf in (("attn", "hook_z"), ("mlp", "hook_post")):
+        if path.endswith(part):
+            return f"{path}.{leaf}"
+    return path
 
 
 def as_numbers(name: str, value: Numbers) -> tuple[int, ...] | None:

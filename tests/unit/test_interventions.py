@@ -4,6 +4,7 @@ import base64
 import json
 from functools import partial
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def before_and_after(model, intervention):
 
 
 def by_hand(x, axes, site, new):
-    """`x`, with `new(index)` at each batch, position and head that `site` means."""
+    """`x`, with `new(index)` at each batch, position, head and neuron that `site` means."""
     out = x.clone()
     for index in product(*map(range, x.shape[:-1])):
         at = dict(zip(axes, index, strict=False))  # `d` stays whole
@@ -85,20 +86,17 @@ def by_hand(x, axes, site, new):
             continue
         if site.positions is not None and at["p"] not in site.positions:
             continue
-        out[index] = new(index)
+        inside = slice(None) if site.neurons is None else list(site.neurons)
+        out[index][inside] = torch.as_tensor(new(index)).expand(x.shape[-1])[inside]
     return out
 
 
 def places(name):
     """Everything at a hook, some positions, and where it has heads, some of them and rectangles."""
     positions = (1, 4, 5)
-    heads = [(1,), (1, 0)] if "h" in KINDS[name] else []
-    return [
-        Site(name),
-        Site(name, None, positions),
-        *(Site(name, chosen) for chosen in heads),
-        *(Site(name, chosen, positions) for chosen in heads),
-    ]
+    which = "heads" if "h" in KINDS[name] else "neurons"
+    chosen: list[dict[str, Any]] = [{}, {which: (1,)}, {which: (1, 0)}]
+    return [Site(name, positions=at, **units) for at in (None, positions) for units in chosen]
 
 
 # --- Sites ----------------------------------------------------------------------------------------
@@ -119,9 +117,13 @@ other_hooks = st.sampled_from(
 hooks = st.builds("{}.{}".format, blocks, leaves) | other_hooks
 
 
-@given(hook=hooks, heads=numbers | spans, positions=numbers | spans)
-def test_a_site_is_what_its_short_name_says(hook, heads, positions):
-    site = Site(hook, heads, positions)
+WITH_HEADS = ("attn_scores", "pattern", "_q", "_k", "_v", "_z")
+
+
+@given(hook=hooks, units=numbers | spans, positions=numbers | spans)
+def test_a_site_is_what_its_short_name_says(hook, units, positions):
+    which = "heads" if hook.endswith(WITH_HEADS) else "neurons"
+    site = Site(hook, positions=positions, **{which: units})
     assert Site.parse(str(site)) == site
 
 
@@ -135,6 +137,7 @@ def test_a_part_stands_for_the_hook_of_what_it_writes(block, part):
     ("text", "site"),
     [
         ("decoder.3.cross_attn.5", Site("decoder.3.cross_attn.hook_z", (5,))),
+        ("decoder.3.mlp.17@4", Site("decoder.3.mlp.hook_post", None, (4,), neurons=(17,))),
         ("decoder.3.attn.5,7@7", Site("decoder.3.attn.hook_z", (5, 7), (7,))),
         ("encoder.0.attn.2-4", Site("encoder.0.attn.hook_z", (2, 3, 4))),
         ("encoder.2.mlp@3-5", Site("encoder.2.hook_mlp_out", None, (3, 4, 5))),
@@ -253,7 +256,7 @@ def test_add(model, source, name):
     check_everywhere(
         model,
         name,
-        lambda site: add(site, direction, scale=-2.0),
+        lambda site: add(site, direction[list(site.neurons or range(len(direction)))], scale=-2.0),
         lambda x, index: x[index] - 2.0 * direction,
     )
 
@@ -521,7 +524,7 @@ def spoken(model):
 
 def actions_at(site, source):
     """Every action whose outcome at one position does not hang on the others."""
-    width = source[site.hook].shape[-1]
+    width = len(site.neurons or range(source[site.hook].shape[-1]))
     interventions = [
         zero(site),
         replace(site, source),
@@ -747,6 +750,16 @@ def refused(model, intervention, message, error=InterventionError):
 
 def test_no_heads_there(model):
     refused(model, zero(Site("decoder.0.hook_mlp_out", 1)), r"has no heads \(batch pos d_model\)")
+
+
+def test_no_neurons_there(model):
+    refused(model, zero(Site("decoder.0.attn.hook_z", neurons=1)), "has heads .*say which")
+    with pytest.raises(InterventionError, match="heads or which neurons, not both"):
+        Site("decoder.0.attn.hook_z", heads=1, neurons=1)
+
+
+def test_no_such_neuron(model):
+    refused(model, zero("decoder.0.mlp.48"), "neurons 0 to 47; asked for 48")
 
 
 def test_no_such_head(model):
