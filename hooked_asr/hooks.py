@@ -172,7 +172,9 @@ class HookPoint(nn.Module):
         for attached in self.fwd_fns:
             attached.meet(self.positions, self.clock.step)
             out = attached.fn(x, hook=self)
-            if out is not None and out is not x:
+            if getattr(attached.fn, "brings_rows", False):  # a new tensor, and it may be longer
+                x = x if out is None else out
+            elif out is not None and out is not x:
                 # The function may still hold what it gave: the next one edits a copy.
                 x = self.checked(out, x, attached.fn).clone()
         if self.bwd_fns:

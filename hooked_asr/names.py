@@ -1,9 +1,9 @@
 """The hook table: every hook's name, its axes, and whether it is lazy. Strings only.
 
 Documentation, `hooked-asr hooks`, cache estimates, error hints and the tests all read this one
-table. A *lazy* hook (attention scores, pattern, per-head result) is computed only while something
-is attached to it, and no wildcard reaches it unless its own name is spelt out: `"*"` leaves out
-`hook_pattern`, `"decoder.*.hook_pattern"` asks for it.
+table. A *lazy* hook (what heads and MLPs read, attention scores and pattern, per-head result) is
+computed only while something is attached to it, and no wildcard reaches it unless its own name is
+spelt out: `"*"` leaves out `hook_pattern`, `"decoder.*.hook_pattern"` asks for it.
 """
 
 from __future__ import annotations
@@ -101,22 +101,28 @@ _Rows = list[tuple[str, str]]
 
 _RESID = "{b} {w} {d}"
 _NORM = [("hook_scale", "{b} {w} 1"), ("hook_normalized", _RESID)]
-_LAZY = ("hook_attn_scores", "hook_pattern", "hook_result")
+_LAZY = (
+    *("hook_q_input", "hook_k_input", "hook_v_input", "hook_in"),
+    *("hook_attn_scores", "hook_pattern", "hook_result"),
+)
 
 
 def _under(prefix: str, rows: Iterable[tuple[str, str]]) -> _Rows:
     return [(f"{prefix}.{name}", axes) for name, axes in rows]
 
 
-def _attention(keys: str, maps: str, rotary: bool = False) -> _Rows:
-    """`keys`: the axes of keys and values but the last; `maps`: those of a map's two sides."""
-    keys, queries = f"{keys} d_head", "{b} {w} head d_head"
+def _attention(keys: str, d_source: str, maps: str, rotary: bool = False) -> _Rows:
+    """`keys`: the axes of keys and values but the last; `maps`: those of a map's two sides.
+
+    `d_source`: the width of what is attended to.
+    """
+    source, keys, queries = f"{keys} {d_source}", f"{keys} d_head", "{b} {w} head d_head"
     # What is attended to comes first: in cached decoding it is there before the query is.
-    rows = [("hook_k", keys), ("hook_v", keys), ("hook_q", queries)]
-    if rotary:
-        rows = [*rows[:2], ("hook_rot_k", keys), rows[2], ("hook_rot_q", queries)]
     return [
-        *rows,
+        *(("hook_k_input", source), ("hook_k", keys), ("hook_v_input", source), ("hook_v", keys)),
+        *([("hook_rot_k", keys)] if rotary else []),
+        *(("hook_q_input", "{b} {w} head {d}"), ("hook_q", queries)),
+        *([("hook_rot_q", queries)] if rotary else []),
         ("hook_attn_scores", f"{{b}} head {maps}"),
         ("hook_pattern", f"{{b}} head {maps}"),
         ("hook_z", queries),
@@ -125,12 +131,14 @@ def _attention(keys: str, maps: str, rotary: bool = False) -> _Rows:
 
 
 def _self_attention(stack: StackConfig) -> _Rows:
-    return _attention("{b} {w} {kv}", "query key", rotary=stack.rotary_base is not None)
+    rotary = stack.rotary_base is not None
+    return _attention("{b} {w} {kv}", "{d}", "query key", rotary)
 
 
 def _mlp(stack: StackConfig) -> _Rows:
     linear = ["hook_pre_linear"] if stack.gated_mlp else []
-    return [(name, "{b} {w} d_mlp") for name in ("hook_pre", *linear, "hook_post")]
+    inside = [(name, "{b} {w} d_mlp") for name in ("hook_pre", *linear, "hook_post")]
+    return [("hook_in", _RESID), *inside]
 
 
 def _step(norm: str, part: str, rows: _Rows, behind: str) -> _Rows:
@@ -148,7 +156,7 @@ def _block(stack: StackConfig) -> _Rows:
 
 
 def _cross_block(stack: StackConfig) -> _Rows:
-    cross_attention = _attention("{b} audio {kv}", "pos audio")
+    cross_attention = _attention("{b} audio {kv}", "d_enc", "pos audio")
     return [
         ("hook_resid_pre", _RESID),
         *_step("ln1", "attn", _self_attention(stack), "hook_resid_mid"),

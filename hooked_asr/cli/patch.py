@@ -1,16 +1,11 @@
-"""`hooked-asr patch`: which sites carry the transcript of a recording."""
+"""`hooked-asr patch`: which sites carry the transcript of a recording, or of many."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from hooked_asr import patching
 from hooked_asr.cli.options import (
@@ -19,24 +14,32 @@ from hooked_asr.cli.options import (
     FloatType,
     Language,
     Model,
+    OptionError,
     Prompt,
     asked,
     load,
-    progress,
 )
-from hooked_asr.cli.tables import new_table, show
-from hooked_asr.patching.inputs import patching_inputs
+from hooked_asr.cli.patch_clip import patch_clip
+from hooked_asr.cli.patch_pairs import patch_pairs
+from hooked_asr.cli.patch_tables import Wanted
 from hooked_asr.patching.metric_text import METRIC_HELP
+from hooked_asr.patching.references import REFERENCE_HELP
+from hooked_asr.processes import this_process
 
 
 def patch(
-    audio: Annotated[Path, typer.Argument(help="A recording of up to 30 s.")],
+    audio: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A recording of up to 30 s; none with --manifest.",
+            default_factory=lambda: None,
+            show_default=False,
+        ),
+    ],
     model: Model,
     reference: Annotated[
         str,
-        typer.Option(
-            help="What is patched in: noise (as loud as the clip), silence, or a recording."
-        ),
+        typer.Option(help=f"What is patched in: {REFERENCE_HELP}."),
     ] = "noise",
     sites: Annotated[
         list[str] | None,
@@ -65,65 +68,63 @@ def patch(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     device: Device = "cpu",
     dtype: Dtype = FloatType.float32,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help='What a sweep may take beside model and inputs, as in "2 GiB".',
+            show_default="1 GiB; on a GPU half of what is free, with --manifest a quarter of all",
+        ),
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            help="Many recordings instead of one: a CSV or JSONL file of audio and, where wanted, "
+            "reference, text, metric, language, group, id; seen from its folder."
+        ),
+    ] = None,
+    skip_errors: Annotated[
+        bool, typer.Option(help="With --manifest, note pairs that cannot be run, and go on.")
+    ] = False,
 ) -> None:
     """Patch each site in turn from a reference run into the clip's own, and rank what it does.
 
     Rows say how far each patch moves the metric; `normalized` is 0 where it does nothing and 1
     where it does all that the whole reference does.
+
+    With --manifest, rows are means over its recordings, with the 95 % interval of each. Results are
+    kept in --out as they come: run again, it goes on where it was. Started by torchrun, processes
+    share the recordings.
     """
     # Before anything slow: a misspelt one should not cost the sweeps of the others.
     wishes = {chosen: patching.parse_sites(chosen) for chosen in sites or []}
-    hooked = load(model, device, dtype)
+    pairs = pairs_of(audio, manifest, text, skip_errors)
+    hooked = load(model, this_process().device(device), dtype)
     asks = asked(hooked, language=language, prompt=prompt)
     if not wishes:
         heads = patching.attentions(hooked.config)[-1]
         wishes = {heads: patching.heads(heads)}
     for wish in wishes.values():
         wish.check(hooked.config)
-    console = Console()
-    inputs = patching_inputs(hooked, audio, reference, metric, text, seed, **asks)
-    console.print(f"text: {inputs.text}", markup=False, soft_wrap=True)
-    console.print(f"metric: {inputs.metric.name}", markup=False, highlight=False)
-    tables = []
-    for chosen, wish in wishes.items():
-        result = patching.sweep(
-            hooked,
-            clean=inputs.clean,
-            reference=inputs.reference,
-            sites=wish,
-            metric=inputs.metric,
-            operation=operation,
-            alpha=alpha,
-            progress=progress(),
-        )
-        strength = [] if alpha == 1 else [f"alpha{alpha:g}"]
-        stem = out / _file_name(
-            audio.stem, chosen, operation, Path(reference).stem, metric, *strength
-        )
-        for suffix in (".json", ".csv", ".html", ".png"):
-            result.save(f"{stem}{suffix}")
-        tables.append(result.top(top))
-        console.print(
-            f"clean {result.clean:.4f}, reference {result.reference:.4f}; wrote {stem}.*",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    show(_strongest(pd.concat(tables, ignore_index=True), top))
+    wanted = Wanted(wishes, reference, metric, operation, alpha, top, out, seed, memory, asks)
+    if pairs:
+        patch_pairs(hooked, pairs, wanted, skip_errors)
+    elif audio is not None:
+        patch_clip(hooked, audio, text, wanted)
 
 
-def _file_name(*parts: str) -> str:
-    """A name that says what was patched, with what, and how it was measured."""
-    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
+def pairs_of(
+    audio: Path | None, manifest: Path | None, text: str | None, skip_errors: bool
+) -> list[patching.Pair]:
+    """The manifest's pairs; none where one recording is patched.
 
-
-def _strongest(rows: pd.DataFrame, top: int) -> Table:
-    order = rows["change"].abs().sort_values(ascending=False, kind="stable").index
-    numbers = [name for name in ("value", "change", "normalized") if name in rows]
-    table = new_table("site", *(["token"] if "token" in rows else []), *numbers)
-    for _, row in rows.loc[order].head(top).iterrows():
-        words = [row["site"]]
-        if "token" in rows:  # a site that is all positions at once has none
-            words.append(repr(row["token"]) if isinstance(row["token"], str) else "")
-        table.add_row(*map(escape, words), *(f"{row[name]:+.4f}" for name in numbers))
-    return table
+    Raises `OptionError` where it is not said which of both, or said what is of the other.
+    """
+    if (audio is None) == (manifest is None):
+        raise OptionError("give a recording, or --manifest with a list of them: one of the two")
+    if manifest is None:
+        if skip_errors:
+            raise OptionError("--skip-errors is for the pairs of a --manifest")
+        return []
+    if text is not None:
+        raise OptionError("--text is of one recording: give the manifest a column of texts")
+    return patching.read_pairs(manifest)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from einops import einsum
+from einops import einsum, rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +18,8 @@ from hooked_asr.config import StackConfig
 from hooked_asr.hooks import HookPoint, fused_unless_edited
 from hooked_asr.shapes import Audio, Heads, Keys, Mask, Resid
 
+HeadInputs = Float[Tensor, "#batch pos head d_model"]
+
 
 class Attention(nn.Module):
     """Self-attention, causal in a decoder.
@@ -24,7 +28,9 @@ class Attention(nn.Module):
     `[batch pos kv_head d_head]` (as many heads, unless queries share them in groups). Lazy ones:
     `hook_attn_scores` (scaled and masked) and `hook_pattern` `[batch head query key]`; and
     `hook_result` `[batch pos head d_model]`, what each head writes to the stream (without the
-    output bias).
+    output bias). `hook_q_input` `[batch pos head d_model]`, `hook_k_input` and `hook_v_input`
+    (`kv_head`; over the source's positions and width) are lazy too: what each head's projection
+    reads, behind the norm, a copy for each head to be changed on its own.
 
     `hook_q` is the plain projection; as in the reference, it is scaled afterwards. Lazy tensors are
     computed beside the fused path, and take its place only where a hook function changed them.
@@ -51,6 +57,9 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d_source, d_keys, "k" in biased)
         self.v_proj = nn.Linear(d_source, d_keys, "v" in biased)
         self.o_proj = nn.Linear(stack.d_model, stack.d_model, "o" in biased)
+        self.hook_q_input = HookPoint()
+        self.hook_k_input = HookPoint()
+        self.hook_v_input = HookPoint()
         self.hook_q = HookPoint()
         self.hook_k = HookPoint()
         self.hook_v = HookPoint()
@@ -67,16 +76,41 @@ class Attention(nn.Module):
 
     def query(self, x: Resid) -> Heads:
         """What the positions of `x` look for."""
-        return self.hook_q(self._split(self.q_proj(x))) * self.d_head**-0.5
+        return self.hook_q(self._project(x, self.q_proj, self.hook_q_input)) * self.d_head**-0.5
 
     def keys_values(self, source: Resid | None) -> tuple[Heads, Heads]:
         """The keys and values that `source` offers."""
-        k = self.hook_k(self._split(self.k_proj(source)))
-        v = self.hook_v(self._split(self.v_proj(source)))
+        k = self.hook_k(self._project(source, self.k_proj, self.hook_k_input))
+        v = self.hook_v(self._project(source, self.v_proj, self.hook_v_input))
         return k, v
+
+    def _project(self, x: Resid | None, proj: nn.Linear, hook_input: HookPoint) -> Heads:
+        if not hook_input.active:
+            return self._split(proj(x))
+        n_heads = proj.out_features // self.d_head
+        shared: Any = repeat(x, "batch pos d_model -> batch pos head d_model", head=n_heads)
+        # Copies: a function may edit one head's input in place.
+        inputs, edited = hook_input.watch(shared.clone())
+        return fused_unless_edited(
+            inputs,
+            edited,
+            fused=lambda: self._split(proj(x)),
+            explicit=lambda: self._project_each(inputs, proj),
+        )
+
+    def _project_each(self, inputs: HeadInputs, proj: nn.Linear) -> Heads:
+        weight, bias = self._by_head(proj.weight), bias_of(proj).unflatten(0, (-1, self.d_head))
+        heads = einsum(
+            inputs,
+            weight,
+            "batch pos head d_model, head d_model d_head -> batch pos head d_head",
+        )
+        return heads + bias
 
     def read(self, q: Heads, k: Keys, v: Keys, mask: Mask | None = None) -> Resid:
         """What queries read from keys and values, written to the stream."""
+        if k.shape[0] != v.shape[0]:  # rows have joined at one of them
+            k, v = torch.broadcast_tensors(k, v)
         z = self.hook_z(self._attend(q, k, v, mask))
         if not self.hook_result.active:
             return self.o_proj(z.flatten(-2))
@@ -98,7 +132,7 @@ class Attention(nn.Module):
         if not (self.hook_attn_scores.active or self.hook_pattern.active):
             return self._fused(q, k, v, mask)
         if k.shape[0] < q.shape[0]:
-            k, v = (x.expand(q.shape[0], -1, -1, -1) for x in (k, v))
+            k, v = (x.repeat(q.shape[0] // k.shape[0], 1, 1, 1) for x in (k, v))
         pattern, edited = self._pattern(q, k, mask)
         return fused_unless_edited(
             pattern,
@@ -112,9 +146,11 @@ class Attention(nn.Module):
         )
 
     def _fused(self, q: Heads, k: Keys, v: Keys, mask: Mask | None) -> Heads:
-        if k.shape[0] < q.shape[0]:  # many rows read one recording: their queries stand in a line
-            line = self._fused(q.flatten(0, 1)[None], k, v, mask)
-            return line[0].unflatten(0, q.shape[:2])
+        n_clips, n_rows = k.shape[0], q.shape[0]
+        if n_clips < n_rows:  # many rows read one recording: their queries stand in a line
+            line = rearrange(q, "(row clip) pos ... -> clip (row pos) ...", clip=n_clips)
+            z = self._fused(line, k, v, mask)
+            return rearrange(z, "clip (row pos) ... -> (row clip) pos ...", pos=q.shape[1])
         n_query, n_key = q.shape[1], k.shape[1]
         # The kernel's own causal mask fits only a square map.
         square = mask is None and self.causal and n_query > 1 and n_query == n_key
@@ -250,7 +286,7 @@ class RotaryAttention(Attention):
 
     def query(self, x: Resid) -> Heads:
         """What the positions of `x` look for, before the rotation."""
-        q: Heads = self.hook_q(self._split(self.q_proj(x)))
+        q: Heads = self.hook_q(self._project(x, self.q_proj, self.hook_q_input))
         return q
 
 

@@ -36,6 +36,11 @@ class LayerCache:
         """Rows of the batch; None before the first tokens."""
         return None if self._tokens is None else self._tokens[0].shape[0]
 
+    @property
+    def heard(self) -> bool:
+        """Whether the audio's keys and values are kept."""
+        return self._audio is not None
+
     def extend(self, k: AnyKeys, v: AnyKeys) -> KeysValues:
         """Put new tokens behind those kept; returns all of them."""
         if k.requires_grad or self._joined:
@@ -76,6 +81,10 @@ class LayerCache:
             view._audio = self._audio[0][:n_rows], self._audio[1][:n_rows]
         return view
 
+    def shared(self, length: int, audio: bool) -> LayerCache:
+        """What rows that go on from here read, and none of them writes to."""
+        return _SharedLayer(self, length, self._audio if audio else None)
+
     def reorder(self, rows: torch.Tensor, audio: bool = True) -> None:
         """Keep these rows of the batch, in this order; what one row is for all stays so.
 
@@ -87,6 +96,27 @@ class LayerCache:
             if kept is not None and not shared:
                 chosen = tuple(_head_by_head(t.index_select(0, rows)) for t in kept)
                 setattr(self, name, chosen)
+
+
+class _SharedLayer(LayerCache):
+    """A layer's keys and values up to a length, as the past of any number of rows."""
+
+    def __init__(self, layer: LayerCache, length: int, audio: KeysValues | None) -> None:
+        super().__init__(layer.capacity)
+        self.length = length
+        self._past, self._audio = layer._tokens, audio
+
+    def extend(self, k: AnyKeys, v: AnyKeys) -> KeysValues:
+        if self._past is None or not self.length:
+            return k, v
+        keys, values = (
+            torch.cat([past[:, : self.length].repeat(len(new) // len(past), 1, 1, 1), new], dim=1)
+            for past, new in zip(self._past, (k, v), strict=True)
+        )
+        return keys, values
+
+    def audio(self, compute: Callable[[], KeysValues]) -> KeysValues:
+        return compute() if self._audio is None else self._audio
 
 
 def _head_by_head(x: AnyKeys) -> AnyKeys:
@@ -109,6 +139,11 @@ class KVCache:
     def capacity(self) -> int:
         return self.layers[0].capacity
 
+    @property
+    def heard(self) -> bool:
+        """Whether the audio's keys and values are kept."""
+        return self.layers[0].heard
+
     def check(self, n_layers: int, n_rows: int, n_new: int) -> None:
         """Raises `KVCacheError` unless `n_new` tokens in each of `n_rows` rows can follow."""
         first = self.layers[0]
@@ -126,6 +161,16 @@ class KVCache:
         view = KVCache(0, self.capacity)
         view.layers = [layer.view(n_rows, length) for layer in self.layers]
         return view
+
+    def shared(self, length: int, audio: bool = True) -> KVCache:
+        """The same up to a length, as the past of any number of rows, which write none of it.
+
+        Row after row they stand for the batch that is kept: a multiple of its rows. `audio`:
+        whether they read its audio too, or compute keys and values of their own.
+        """
+        shared = KVCache(0, self.capacity)
+        shared.layers = [layer.shared(length, audio) for layer in self.layers]
+        return shared
 
     def reorder(self, rows: torch.Tensor, audio: bool = True) -> None:
         """Keep these rows of the batch, in this order (see `LayerCache.reorder`)."""

@@ -14,18 +14,23 @@ from hooked_asr.shapes import Resid
 
 
 class MLP(nn.Module):
-    """`W_out(activation(W_in(x)))`. Hooks: `hook_pre`, `hook_post` `[batch pos d_mlp]`."""
+    """`W_out(activation(W_in(x)))`.
+
+    Hooks: `hook_pre`, `hook_post` `[batch pos d_mlp]`; `hook_in` `[batch pos d_model]`, what it
+    reads, behind the norm (lazy).
+    """
 
     def __init__(self, stack: StackConfig, bias: bool = True) -> None:
         super().__init__()
         self.fc_in = nn.Linear(stack.d_model, stack.d_mlp, bias)
         self.fc_out = nn.Linear(stack.d_mlp, stack.d_model, bias)
         self.activation = _activation(stack.activation)
+        self.hook_in = HookPoint()
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()
 
     def forward(self, x: Resid) -> Resid:
-        pre = self.hook_pre(self.fc_in(x))
+        pre = self.hook_pre(self.fc_in(self.hook_in(x)))
         out: Resid = self.fc_out(self.hook_post(self.activation(pre)))
         return out
 
@@ -63,6 +68,7 @@ class GatedMLP(MLP):
         self.hook_pre_linear = HookPoint()
 
     def forward(self, x: Resid) -> Resid:
+        x = self.hook_in(x)
         pre = self.hook_pre(self.fc_gate(x))
         linear = self.hook_pre_linear(self.fc_in(x))
         out: Resid = self.fc_out(self.hook_post(self.activation(pre) * linear))

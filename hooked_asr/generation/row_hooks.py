@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,11 +18,17 @@ HookFunction = Callable[..., Tensor | None]
 class RowHooks:
     """Many rows, each with hooks of its own, as one function on every hook that any of them has.
 
-    `rows` says which row stands at each place of the batch that is running now.
+    `rows` says which row stands at each place of the batch that is running now. Each is as many
+    entries of it as `sizes` has for its first axis ("batch", "clip"), one if not said. A batch of
+    one row's size, where more rows have something to do, becomes as long as they are: they join.
     """
 
-    def __init__(self, model: Any, hooks: Sequence[Iterable[Any]]) -> None:
-        self._model = model
+    brings_rows = True
+
+    def __init__(
+        self, model: Any, hooks: Sequence[Iterable[Any]], sizes: Mapping[str, int] | None = None
+    ) -> None:
+        self._model, self._sizes = model, sizes or {}
         self.rows = list(range(len(hooks)))
         self._functions: dict[str, dict[int, list[HookFunction]]] = defaultdict(
             lambda: defaultdict(list)
@@ -44,9 +50,10 @@ class RowHooks:
         places = [(place, row) for place, row in enumerate(self.rows) if row in functions]
         if not places:
             return None
-        edited = x.clone()
+        size = self._sizes.get(hook.spec.axes[0], 1)
+        edited = x.repeat(len(self.rows) * size // len(x), *[1] * (x.ndim - 1))
         for place, row in places:
-            here = slice(place, place + 1)
+            here = slice(place * size, (place + 1) * size)
             for fn in functions[row]:
                 out = fn(edited[here], hook=hook)
                 if out is not None:

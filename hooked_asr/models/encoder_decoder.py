@@ -109,7 +109,7 @@ class HookedEncoderDecoder(HookedModule):
         mel_mask: MelMask | None = None,
         start_at: int | None = None,
         stop_at: int | None = None,
-    ) -> Audio:
+    ) -> Float[Tensor, "_ audio d_enc"]:
         """The encoder's output `[batch audio d_enc]`, behind its final norm.
 
         With `start_at`, `mel` is the residual stream `[batch audio d_enc]` that enters that layer.
@@ -235,7 +235,7 @@ class HookedEncoderDecoder(HookedModule):
         self, resid: Resid, audio: Audio | None, position_ids: Positions, past: KVCache | None
     ) -> dict[str, Any]:
         """What every decoder block is given beside its stream."""
-        if audio is None and past and past.length:  # its keys and values are kept
+        if audio is None and past and past.heard:  # its keys and values are kept
             return {"audio": None}
         audio = check.audio(audio, self.config, resid.shape[0])
         return {"audio": audio.to(self.device, self.dtype)}

@@ -1,6 +1,18 @@
 """Causal experiments: patch or ablate site after site, and see what it does."""
 
+from hooked_asr.patching.agreement import Agreement, compare
 from hooked_asr.patching.alignment_heads import find_alignment_heads
+from hooked_asr.patching.attribution import attribution
+from hooked_asr.patching.circuit_runs import run_circuit
+from hooked_asr.patching.circuits import Circuit, CircuitError
+from hooked_asr.patching.dataset import PairError, pair_seed, sweep_dataset
+from hooked_asr.patching.dataset_result import DatasetResult, SweptPair, SweptSites
+from hooked_asr.patching.edge_result import EdgeResult
+from hooked_asr.patching.edges import edge_attribution
+from hooked_asr.patching.faithfulness import FaithfulnessResult, faithfulness
+from hooked_asr.patching.gradients import AttributionError
+from hooked_asr.patching.graph import Graph, GraphError, computation_graph
+from hooked_asr.patching.graph_runs import EdgeError
 from hooked_asr.patching.grid import (
     Grid,
     Sites,
@@ -11,32 +23,81 @@ from hooked_asr.patching.grid import (
     parse_sites,
 )
 from hooked_asr.patching.loops import HeardClip, RepetitionError, hear_clips
-from hooked_asr.patching.metrics import Metric, kl, log_prob, logit_diff, transcript_log_prob
+from hooked_asr.patching.manifest import ManifestError, Pair, read_pairs
+from hooked_asr.patching.metrics import (
+    Metric,
+    MetricError,
+    kl,
+    log_prob,
+    logit,
+    logit_diff,
+    preference,
+    prob,
+    rank,
+    transcript_log_prob,
+)
+from hooked_asr.patching.path_ends import PathError
+from hooked_asr.patching.paths import path_patching
 from hooked_asr.patching.repetition import repetition
 from hooked_asr.patching.repetition_result import RepetitionResult
 from hooked_asr.patching.result import SweepResult
 from hooked_asr.patching.sweep import SweepError, sweep
+from hooked_asr.patching.text_metrics import TextMetric, character_error_rate, word_error_rate
 
 __all__ = [
+    "Agreement",
+    "AttributionError",
+    "Circuit",
+    "CircuitError",
+    "DatasetResult",
+    "EdgeError",
+    "EdgeResult",
+    "FaithfulnessResult",
+    "Graph",
+    "GraphError",
     "Grid",
     "HeardClip",
+    "ManifestError",
     "Metric",
+    "MetricError",
+    "Pair",
+    "PairError",
+    "PathError",
     "RepetitionError",
     "RepetitionResult",
     "Sites",
     "SitesError",
     "SweepError",
     "SweepResult",
+    "SweptPair",
+    "SweptSites",
+    "TextMetric",
     "attentions",
+    "attribution",
+    "character_error_rate",
+    "compare",
     "components",
+    "computation_graph",
+    "edge_attribution",
+    "faithfulness",
     "find_alignment_heads",
     "heads",
     "hear_clips",
     "kl",
     "log_prob",
+    "logit",
     "logit_diff",
+    "pair_seed",
     "parse_sites",
+    "path_patching",
+    "preference",
+    "prob",
+    "rank",
+    "read_pairs",
     "repetition",
+    "run_circuit",
     "sweep",
+    "sweep_dataset",
     "transcript_log_prob",
+    "word_error_rate",
 ]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from hooked_asr.audio import fit_length, load_audio, match_noise
+from hooked_asr.audio import AudioSource, load_audio
 from hooked_asr.patching.metric_text import parse_metric
 from hooked_asr.patching.metrics import Metric
-from hooked_asr.patching.sweep import Inputs
+from hooked_asr.patching.references import (
+    ForcedClip,
+    Inputs,
+    reference_inputs,
+    reference_sound,
+)
+from hooked_asr.patching.text_metrics import TextMetric
+
+__all__ = ["PatchingInputs", "patching_inputs", "reference_sound"]
 
 
 @dataclass(frozen=True)
@@ -21,53 +26,43 @@ class PatchingInputs:
 
     clean: Inputs
     reference: Inputs
-    metric: Metric
+    metric: Metric | TextMetric
     text: str
 
 
 def patching_inputs(
     model: Any,
-    audio: str | os.PathLike[str],
-    reference: str = "noise",
+    audio: AudioSource,
+    reference: AudioSource = "noise",
     metric: str = "transcript",
     text: str | None = None,
     seed: int = 0,
+    words: Sequence[Any] | None = None,
     **prompt: Any,
 ) -> PatchingInputs:
     """The runs of a sweep over one recording, teacher-forced with one transcript.
 
-    - `reference`: "noise" (white, as loud as the clip), "silence", or another recording, which is
-      cut or padded with silence to the clip's length where that is how many positions it takes.
+    - `reference`: "noise" (white, as loud as the clip), "silence", "babble:5" (dB), another
+      recording, …: see `references.REFERENCE_HELP`; or samples at 16 kHz.
     - `metric`: see `metric_text.METRIC_HELP`.
     - `text`: the transcript; the model's own if not given.
+    - `words`: of the transcript, with `text`, `start` and `end` (s), for a reference in another
+      voice; a Whisper tells them itself.
     - `prompt`: how the model is asked (`language`, or Qwen2-Audio's `prompt`); what is not given is
       told from the audio, or the model's usual.
 
-    Raises `AudioError`, `InputError` or `MetricError` for what cannot be used.
+    Raises `AudioError`, `InputError` or `MetricError` for what cannot be used; for a voice,
+    `SynthesisError` or `NoAlignmentError`.
     """
     samples = load_audio(audio)
     asked = model.settled(samples, **prompt)
     text = model.transcribe(samples, **asked) if text is None else text
     clean = model.to_inputs(samples, text=text, **asked)
-    other = reference_sound(reference, samples, seed)
-    if model.config.prefix:
-        other = fit_length(other, len(samples))
     n_prompt = model.to_inputs(samples, text="", **asked)["tokens"].shape[1]
+    clip = ForcedClip(samples, clean, text, n_prompt, asked, words)
     return PatchingInputs(
         clean=clean,
-        reference=model.to_inputs(other, text=text, **asked),
-        metric=parse_metric(metric, model, clean, n_prompt),
+        reference=reference_inputs(model, reference, clip, seed),
+        metric=parse_metric(metric, model, clean, n_prompt, asked),
         text=text,
     )
-
-
-def reference_sound(reference: str, samples: Tensor, seed: int = 0) -> Tensor:
-    """What a clip is patched from: "noise" (as loud as it), "silence", or a recording by its path.
-
-    Raises `AudioError` for a recording that cannot be read.
-    """
-    if reference == "noise":
-        return match_noise(samples, seed)
-    if reference == "silence":
-        return torch.full_like(samples, 1e-9)  # exact zeros would warn of silence
-    return load_audio(reference)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class SweepResult:
     - `clean`, `reference`: the metric of the untouched runs; `reference` is NaN without one.
     - `sites`: short names, in row-major order of `values`.
     - `tokens`: the text of each decoder position, where the model has a tokenizer.
+    - `plain`: the sites that were run each in a whole forward (or decoding) of its own, because
+      what their hooks do could not be placed.
     """
 
     values: Float[Tensor, "..."]
@@ -40,6 +42,7 @@ class SweepResult:
     alpha: float
     model: str
     tokens: list[str] | None = None
+    plain: list[str] = field(default_factory=list)
 
     @property
     def change(self) -> Float[Tensor, "..."]:

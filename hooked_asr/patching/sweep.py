@@ -1,31 +1,40 @@
-"""Activation patching and ablation over a grid of sites, one intervention at a time."""
+"""Activation patching and ablation over a grid of sites, each site an intervention of its own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from hooked_asr.errors import HookedASRError
-from hooked_asr.interventions import Intervention, Mean, Replace, Site, Zero
+from hooked_asr.cache import CacheRecorder
+from hooked_asr.interventions import Intervention, Site
 from hooked_asr.interventions.actions import Action
-from hooked_asr.patching.grid import Grid, Sites
+from hooked_asr.patching.engine import run_rows
+from hooked_asr.patching.engine.clean import CleanRun
+from hooked_asr.patching.engine.measure import AnyMetric, measured, reads_of
+from hooked_asr.patching.grid import Grid, Sites, as_grid
+from hooked_asr.patching.operations import (
+    Inputs,
+    Operation,
+    Run,
+    SweepError,
+    as_action,
+    as_inputs,
+    check_operation,
+    operation_name,
+)
 from hooked_asr.patching.result import SweepResult
-from hooked_asr.shapes import Logits, Tokens
+from hooked_asr.patching.text_metrics import TextMetric
+from hooked_asr.patching.text_sweep import decoded_rows
+from hooked_asr.shapes import Tokens
 
-AnyMetric = Callable[[Logits], Shaped[Tensor, "..."] | float]
-Inputs = Mapping[str, Tensor]
-# Two runs may differ in clips and tokens, so these axes have no names.
-Run = tuple[Float[Tensor, "_ n_mels frame"], Int[Tensor, "_ _"]] | Inputs
+__all__ = ["AnyMetric", "Inputs", "Run", "SweepError", "as_inputs", "sweep"]
 
-
-class SweepError(HookedASRError):
-    """A sweep that cannot be run as asked."""
+# What may be patched behind the last layer, where it is computed at the positions read alone.
+_TAIL = ("decoder_final_ln", "unembed")
 
 
 @torch.no_grad()
@@ -33,11 +42,12 @@ def sweep(
     model: Any,
     *,
     clean: Run,
-    sites: Sites,
-    metric: AnyMetric,
+    sites: Sites | Sequence[Site | str],
+    metric: AnyMetric | TextMetric,
     reference: Run | None = None,
-    operation: str | None = None,
+    operation: Operation | None = None,
     alpha: float = 1.0,
+    memory: int | str | None = None,
     progress: bool = True,
 ) -> SweepResult:
     """Intervene at one site after the other, and measure what each does to the logits.
@@ -47,16 +57,23 @@ def sweep(
 
     - `clean`, `reference`: the inputs of a run, as `model.to_inputs` gives them; or a pair of
       log-mel frames and tokens.
-    - `sites`: see `heads` and `components`.
+    - `sites`: see `heads`, `neurons` and `components`; or a list of single sites, or their texts.
     - `metric`: a function of logits `[batch pos d_vocab]` (see `metrics`); the mean over clips is
-      what is reported.
+      what is reported. Or one of the transcript (see `text_metrics`), decoded under each
+      intervention: `clean` then is what `model.generate` takes.
     - `operation`: "replace" by the reference (the default where there is one), with `alpha` the
-      share that comes from it; "zero" (the default where there is none); or "mean", over the
-      reference's positions, or over the clean run's own.
+      share that comes from it; "zero" (the default where there is none); "mean", over the
+      reference's positions, or over the clean run's own; any action of `interventions`, as
+      `Add(direction)`; or a function of the activation at the site, `fn(activation, hook=hook)`.
+    - `memory`: what may be taken beside model and inputs: bytes, or as "2 GiB"; 1 GiB if not said,
+      on a GPU half of what is free.
 
-    The clean encoder output is computed once for all decoder sites.
+    Each site is computed from where it first makes a difference, many together, and the numbers are
+    those of one `run_with_hooks` for each. A site whose hooks cannot be placed (a glob, say) is run
+    that way, and `plain` of the result names it.
 
-    Raises `SweepError` where operation, reference and inputs do not fit together.
+    Raises `SweepError` where operation, reference and inputs do not fit together,
+    `MemoryLimitError` where the memory is too little for one site.
 
     Source: "Locating and Editing Factual Associations in GPT" (2022), section 2; for recognisers,
     "Beyond Transcription: Mechanistic Interpretability in ASR" (2025).
@@ -64,53 +81,41 @@ def sweep(
     operation = operation or ("zero" if reference is None else "replace")
     inputs = as_inputs(clean)
     others = None if reference is None else as_inputs(reference)
-    grid = sites.grid(model.config, inputs["tokens"].shape[1])
-    _check(operation, alpha, inputs, others)
-    action, reference_value = _action(model, grid, metric, others, operation, alpha)
-    encoded = model.encoded(inputs)
-    clean_value = _measure(metric, model(**encoded))
-    run_on = inputs if sites.stack == "encoder" else encoded
-
-    def measure(site: Site) -> float:
-        hooks = [Intervention(site, action)]
-        return _measure(metric, model.run_with_hooks(fwd_hooks=hooks, **run_on))
-
-    bar = tqdm(grid.sites, desc=f"{operation} {_name(sites)}", unit="site", disable=not progress)
-    values = torch.tensor([measure(site) for site in bar]).reshape(grid.shape)
+    grid = as_grid(sites, model.config, inputs["tokens"].shape[1], operation_name(operation))
+    check_operation(operation, alpha, inputs, others)
+    desc = f"{operation_name(operation)} {_name(sites)}"
+    if isinstance(metric, TextMetric):
+        found, reference_value = decoded_rows(
+            model, inputs, others, grid.sites, metric, operation, alpha, progress, desc
+        )
+    else:
+        action, reference_value, taken = _action(model, grid, metric, others, operation, alpha)
+        rows = [[Intervention(site, action)] for site in grid.sites]
+        found = run_rows(
+            model, inputs, rows, metric, memory=memory, reserved=taken, progress=progress, desc=desc
+        )
     return SweepResult(
-        values=values,
+        values=found.values.reshape(grid.shape),
         axes=grid.axes,
         sites=[str(site) for site in grid.sites],
-        clean=clean_value,
+        clean=found.clean,
         reference=reference_value,
         metric=getattr(metric, "name", getattr(metric, "__name__", "metric")),
-        operation=operation,
+        operation=operation_name(operation),
         alpha=alpha,
         model=model.name,
-        tokens=_token_texts(model, sites, inputs["tokens"]),
+        tokens=token_texts(model, grid, inputs["tokens"]),
+        plain=[str(grid.sites[number]) for number in found.plain],
     )
 
 
-def as_inputs(run: Run) -> Inputs:
-    """A run's inputs by name."""
-    return run if isinstance(run, Mapping) else dict(zip(("mel", "tokens"), run, strict=True))
-
-
-def _check(operation: str, alpha: float, clean: Inputs, reference: Inputs | None) -> None:
-    if operation not in ("replace", "zero", "mean"):
-        raise SweepError(f"operations are 'replace', 'zero' and 'mean'; got {operation!r}")
-    if operation != "replace" and alpha != 1.0:
-        raise SweepError(f"alpha is for 'replace' alone; got alpha={alpha} and {operation!r}")
-    if operation == "replace" and reference is None:
-        raise SweepError("to replace, a sweep needs a reference: the inputs to patch in from")
-    if operation == "replace" and reference is not None:
-        ours, theirs = clean["tokens"].shape[1], reference["tokens"].shape[1]
-        if ours != theirs:
-            raise SweepError(
-                f"clean has {ours} tokens and reference {theirs}: positions must answer to each "
-                "other. Teacher-force both with the same text, and give clips of one length where "
-                "prompts hold the audio"
-            )
+def token_texts(model: Any, grid: Grid, tokens: Tokens) -> list[str] | None:
+    """Texts of the decoder's positions, where one clip has them and the model can read them."""
+    in_decoder = grid.sites[0].hook.startswith("decoder")
+    if getattr(model, "tokenizer", None) is None or not in_decoder or len(tokens) > 1:
+        return None
+    texts: list[str] = model.to_str_tokens(tokens)
+    return texts
 
 
 def _action(
@@ -118,32 +123,31 @@ def _action(
     grid: Grid,
     metric: AnyMetric,
     reference: Inputs | None,
-    operation: str,
+    operation: Operation,
     alpha: float,
-) -> tuple[Action, float]:
-    """What happens at each site, and the metric of the reference run (NaN without one)."""
+) -> tuple[Action, float, int]:
+    """What happens at each site, the metric of the reference run, and the bytes that are kept."""
     cache, value = None, math.nan
     if reference is not None:
-        touched = list(dict.fromkeys(site.hook for site in grid.sites))
-        logits, cache = model.run_with_cache(**reference, names_filter=touched)
-        value = _measure(metric, logits)
-    if operation == "zero":
-        return Zero(), value
-    if operation == "mean" or cache is None:
-        return Mean(cache), value
-    return Replace(cache, alpha), value
+        touched = [site.hook for site in grid.sites]
+        cache, value = _reference_run(model, reference, list(dict.fromkeys(touched)), metric)
+    taken = sum(tensor.nbytes for tensor in (cache or {}).values())
+    return as_action(operation, cache, alpha), value, taken
 
 
-def _measure(metric: AnyMetric, logits: Logits) -> float:
-    return float(torch.as_tensor(metric(logits)).float().mean())
+def _reference_run(
+    model: Any, reference: Inputs, touched: list[str], metric: AnyMetric
+) -> tuple[dict[str, Tensor], float]:
+    """The activations that are patched in, and the metric where they come from (NaN without)."""
+    recorder = CacheRecorder({}, device=None, dtype=None, copy=model.has_hooks)
+    n_pos = reference["tokens"].shape[1]
+    reads = reads_of(metric, n_pos)
+    at_tail = any(name.startswith(_TAIL) for name in touched)
+    with model.hooks([(touched, recorder.keep)]):
+        logits = CleanRun(model, reference, range(n_pos) if at_tail else reads, ()).logits
+    here = logits[:, reads.start : reads.stop : reads.step] if at_tail else logits
+    return recorder.tensors, float(measured(metric, here))
 
 
-def _name(sites: Sites) -> str:
-    return ".".join(filter(None, (sites.stack, sites.attention)))
-
-
-def _token_texts(model: Any, sites: Sites, tokens: Tokens) -> list[str] | None:
-    """Texts of the decoder's positions, where one clip has them and the model can read them."""
-    if getattr(model, "tokenizer", None) is None or sites.stack == "encoder" or len(tokens) > 1:
-        return None
-    return model.to_str_tokens(tokens)
+def _name(sites: Sites | Sequence[Any]) -> str:
+    return sites.name if isinstance(sites, Sites) else "sites"

@@ -209,7 +209,8 @@ def test_no_activation_goes_unchecked(layout):
     checked = activations(hf, inputs_of("one_clip")).keys()
     assert checked <= model.hook_table.keys()
     rest = {name.rpartition(".")[2] for name in model.hook_table.keys() - checked}
-    lazy = {"hook_attn_scores", "hook_pattern", "hook_result"}
+    lazy = {"hook_q_input", "hook_k_input", "hook_v_input", "hook_in"}
+    lazy |= {"hook_attn_scores", "hook_pattern", "hook_result"}
     rotated = {"hook_rot_q", "hook_rot_k"}
     own = {"hook_encoder_pool", "hook_decoder_embed"}
     assert rest == lazy | rotated | own | {"hook_scale", "hook_normalized"}
@@ -461,6 +462,7 @@ def test_each_clip_is_heard_where_its_tokens_stand():
 @pytest.mark.parametrize(
     "hooks",
     [
+        *("hook_q_input", "hook_k_input", "hook_v_input", "hook_in"),
         *("hook_attn_scores", "hook_pattern", "hook_result", "hook_scale", "hook_normalized"),
         *("hook_rot_q", "hook_rot_k", "hook_q", "hook_v", "all"),
     ],

@@ -87,7 +87,8 @@ def test_no_activation_goes_unchecked(layout):
     hf, model = pair(layout)
     checked = reference.activations(hf, *tiny.inputs(model)).keys()
     rest = {name.rpartition(".")[2] for name in model.hook_table.keys() - checked}
-    lazy = {"hook_attn_scores", "hook_pattern", "hook_result"}
+    lazy = {"hook_q_input", "hook_k_input", "hook_v_input", "hook_in"}
+    lazy |= {"hook_attn_scores", "hook_pattern", "hook_result"}
     assert rest == lazy | {"hook_scale", "hook_normalized"}
 
 
@@ -159,7 +160,11 @@ def test_a_decoder_stream_that_overflows_is_not():
 
 @pytest.mark.parametrize(
     "hooks",
-    ["hook_attn_scores", "hook_pattern", "hook_result", "hook_scale", "hook_normalized", "all"],
+    [
+        *("hook_q_input", "hook_k_input", "hook_v_input", "hook_in"),
+        *("hook_attn_scores", "hook_pattern", "hook_result", "hook_scale", "hook_normalized"),
+        "all",
+    ],
 )
 @every_layout
 @torch.no_grad()

@@ -23,7 +23,10 @@ from hooked_asr.errors import HookedASRError
 from hooked_asr.files import written_aside
 from hooked_asr.names import hook_table, select
 
-LAZY = ("hook_attn_scores", "hook_pattern", "hook_result")
+LAZY = (
+    *("hook_q_input", "hook_k_input", "hook_v_input", "hook_in"),
+    *("hook_attn_scores", "hook_pattern", "hook_result"),
+)
 NAMES = list(hook_table(hooked().config))
 KEPT = [name for name in NAMES if not name.endswith(LAZY)]
 MAPS = ("hook_attn_scores", "hook_pattern")
@@ -32,7 +35,7 @@ OF_AUDIO = [
     name
     for name in NAMES
     if name.startswith(("encoder", "conv2", "hook_embed", "hook_pos_embed", "hook_encoder_out"))
-    or name.endswith(("cross_attn.hook_k", "cross_attn.hook_v"))
+    or name.endswith(tuple(f"cross_attn.hook_{leaf}" for leaf in ("k", "v", "k_input", "v_input")))
 ]
 OF_TOKENS = [name for name in NAMES if name not in OF_AUDIO and name not in OF_FRAMES]
 

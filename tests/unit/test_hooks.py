@@ -17,7 +17,10 @@ from hooked_asr.components.attention import Attention
 from hooked_asr.components.norm import LayerNorm
 
 NAMES = list(hook_table(hooked().config))
-LAZY = ("hook_attn_scores", "hook_pattern", "hook_result")
+LAZY = (
+    *("hook_q_input", "hook_k_input", "hook_v_input", "hook_in"),
+    *("hook_attn_scores", "hook_pattern", "hook_result"),
+)
 DECODER_NAMES = [n for n in NAMES if n.startswith(("decoder", "hook_decoder", "unembed"))]
 GRAD_MODES = {
     "autograd": torch.enable_grad,
@@ -429,7 +432,7 @@ class TestPositions:
         for name in NAMES:
             heard = ("encoder", "conv2", "hook_embed", "hook_pos_embed", "hook_encoder_out")
             of_audio = name.startswith(heard) or name.endswith(
-                ("cross_attn.hook_k", "cross_attn.hook_v")
+                tuple(f"cross_attn.hook_{leaf}" for leaf in ("k", "v", "k_input", "v_input"))
             )
             assert seen[name] == range(lengths.get(name, 50 if of_audio else 7)), name
 
@@ -440,6 +443,7 @@ class TestPositions:
             "hook_decoder_pos_embed",
             "decoder.1.hook_resid_pre",
             "decoder.1.ln1.hook_scale",
+            "decoder.1.attn.hook_k_input",
             "decoder.1.attn.hook_k",
             "decoder.1.attn.hook_q",
             "decoder.1.attn.hook_pattern",
@@ -447,6 +451,7 @@ class TestPositions:
             "decoder.1.cross_attn.hook_q",
             "decoder.1.cross_attn.hook_pattern",
             "decoder.1.cross_attn.hook_result",
+            "decoder.1.mlp.hook_in",
             "unembed.hook_out",
         ]
 

@@ -42,6 +42,8 @@ KINDS = {
     "decoder.1.attn.hook_pattern": "bhpd",
     "decoder.0.attn.hook_k": "bphd",
     "decoder.1.attn.hook_result": "bphd",
+    "decoder.0.attn.hook_q_input": "bphd",
+    "decoder.1.cross_attn.hook_k_input": "bphd",
     "decoder.1.cross_attn.hook_k": "bphd",
     "decoder.0.cross_attn.hook_v": "bphd",
     "decoder.1.cross_attn.hook_z": "bphd",

@@ -18,8 +18,11 @@ hook_pos_embed                          batch audio d_enc
 encoder.0.hook_resid_pre                batch audio d_enc
 encoder.0.ln1.hook_scale                batch audio 1
 encoder.0.ln1.hook_normalized           batch audio d_enc
+encoder.0.attn.hook_k_input             batch audio enc_head d_enc        lazy
 encoder.0.attn.hook_k                   batch audio enc_head d_enc_head
+encoder.0.attn.hook_v_input             batch audio enc_head d_enc        lazy
 encoder.0.attn.hook_v                   batch audio enc_head d_enc_head
+encoder.0.attn.hook_q_input             batch audio enc_head d_enc        lazy
 encoder.0.attn.hook_q                   batch audio enc_head d_enc_head
 encoder.0.attn.hook_attn_scores         batch enc_head audio audio        lazy
 encoder.0.attn.hook_pattern             batch enc_head audio audio        lazy
@@ -29,6 +32,7 @@ encoder.0.hook_attn_out                 batch audio d_enc
 encoder.0.hook_resid_mid                batch audio d_enc
 encoder.0.ln2.hook_scale                batch audio 1
 encoder.0.ln2.hook_normalized           batch audio d_enc
+encoder.0.mlp.hook_in                   batch audio d_enc                 lazy
 encoder.0.mlp.hook_pre                  batch audio d_enc_mlp
 encoder.0.mlp.hook_post                 batch audio d_enc_mlp
 encoder.0.hook_mlp_out                  batch audio d_enc
@@ -41,8 +45,11 @@ hook_decoder_pos_embed                  batch pos d_model
 decoder.0.hook_resid_pre                batch pos d_model
 decoder.0.ln1.hook_scale                batch pos 1
 decoder.0.ln1.hook_normalized           batch pos d_model
+decoder.0.attn.hook_k_input             batch pos dec_head d_model        lazy
 decoder.0.attn.hook_k                   batch pos dec_head d_dec_head
+decoder.0.attn.hook_v_input             batch pos dec_head d_model        lazy
 decoder.0.attn.hook_v                   batch pos dec_head d_dec_head
+decoder.0.attn.hook_q_input             batch pos dec_head d_model        lazy
 decoder.0.attn.hook_q                   batch pos dec_head d_dec_head
 decoder.0.attn.hook_attn_scores         batch dec_head pos pos            lazy
 decoder.0.attn.hook_pattern             batch dec_head pos pos            lazy
@@ -52,8 +59,11 @@ decoder.0.hook_attn_out                 batch pos d_model
 decoder.0.hook_resid_mid                batch pos d_model
 decoder.0.ln2.hook_scale                batch pos 1
 decoder.0.ln2.hook_normalized           batch pos d_model
+decoder.0.cross_attn.hook_k_input       batch audio dec_head d_enc        lazy
 decoder.0.cross_attn.hook_k             batch audio dec_head d_dec_head
+decoder.0.cross_attn.hook_v_input       batch audio dec_head d_enc        lazy
 decoder.0.cross_attn.hook_v             batch audio dec_head d_dec_head
+decoder.0.cross_attn.hook_q_input       batch pos dec_head d_model        lazy
 decoder.0.cross_attn.hook_q             batch pos dec_head d_dec_head
 decoder.0.cross_attn.hook_attn_scores   batch dec_head pos audio          lazy
 decoder.0.cross_attn.hook_pattern       batch dec_head pos audio          lazy
@@ -63,6 +73,7 @@ decoder.0.hook_cross_attn_out           batch pos d_model
 decoder.0.hook_resid_mid_cross          batch pos d_model
 decoder.0.ln3.hook_scale                batch pos 1
 decoder.0.ln3.hook_normalized           batch pos d_model
+decoder.0.mlp.hook_in                   batch pos d_model                 lazy
 decoder.0.mlp.hook_pre                  batch pos d_dec_mlp
 decoder.0.mlp.hook_post                 batch pos d_dec_mlp
 decoder.0.hook_mlp_out                  batch pos d_model
@@ -94,6 +105,12 @@ SMALL = ModelConfig(
     encoder=StackConfig(n_layers=1, n_heads=4, d_model=24, d_mlp=10, n_ctx=7),
     decoder=StackConfig(n_layers=1, n_heads=12, d_model=24, d_mlp=11, n_ctx=9),
     d_vocab=13,
+)
+
+# All but the first are an attention's.
+LAZY = (
+    *("hook_in", "hook_q_input", "hook_k_input", "hook_v_input"),
+    *("hook_attn_scores", "hook_pattern", "hook_result"),
 )
 
 
@@ -210,7 +227,7 @@ class TestSelect:
     def test_everything_by_wildcard_is_everything_by_default(self):
         assert select("*", self.table) == select(None, self.table)
 
-    @pytest.mark.parametrize("leaf", ["hook_attn_scores", "hook_pattern", "hook_result"])
+    @pytest.mark.parametrize("leaf", LAZY[1:])
     def test_a_glob_that_spells_a_lazy_name_out_reaches_it(self, leaf):
         assert select(f"*.{leaf}", self.table) == [n for n in self.table if n.endswith(f".{leaf}")]
         assert select(f"decoder.1.*{leaf}", self.table) == [
@@ -283,7 +300,7 @@ class TestSelect:
 
     @staticmethod
     def is_lazy(name):
-        return name.endswith(("hook_attn_scores", "hook_pattern", "hook_result"))
+        return name.endswith(LAZY)
 
 
 class TestResolve:

@@ -118,7 +118,8 @@ def slow(hf, run, places, groups, new, side):
 
 def assert_same(result, expected):
     assert expected.std() > 1e-4
-    assert result.values.flatten().tolist() == expected.tolist()
+    # Rows run together, and in a batch products round otherwise.
+    torch.testing.assert_close(result.values.flatten(), expected, atol=1e-5, rtol=1e-5)
 
 
 @every_operation
@@ -170,7 +171,8 @@ def test_clean_and_reference_are_the_reference_models(hf, model, batch):
 def test_the_encoders_stream_carries_all_that_is_heard(model, batch):
     clean, reference = two_runs(batch)
     result = swept(model, clean, components("encoder", "resid_post"), reference=reference)
-    assert result.values.flatten().tolist() == [result.reference] * 2 != [result.clean] * 2
+    assert result.values.flatten().tolist() == pytest.approx([result.reference] * 2, abs=1e-5)
+    assert result.clean != pytest.approx(result.reference, abs=1e-2)
 
 
 def test_to_replace_needs_clips_of_one_length(model):
