@@ -41,10 +41,6 @@ class Setting:
     keys: bool = False
 
     @property
-    def parts(self) -> list[str]:
-        return ["encoder.attn"] if self.encoder else ["decoder.attn", "decoder.cross_attn"]
-
-    @property
     def places(self) -> list[tuple[int, str]]:
         """Layer and name of every attention, as they stand in the Hugging Face model."""
         names = ["self_attn"] if self.encoder else ["self_attn", "encoder_attn"]
@@ -87,23 +83,18 @@ class Setting:
 
 def sweep(s: Setting) -> Tensor:
     """This library."""
-    runs = [{"mel": mel, "tokens": s.tokens} for mel in (s.clean, s.reference)]
-    if not s.encoder:
-        runs = [s.ours.encoded(run) for run in (runs if s.operation == "replace" else runs[:1])]
-    reference = {"reference": runs[1]} if s.operation == "replace" else {}
-    results = [
-        patching.sweep(
-            s.ours,
-            clean=runs[0],
-            sites=patching.heads(part),
-            metric=METRIC,
-            operation=s.operation,
-            progress=False,
-            **reference,
-        )
-        for part in s.parts
-    ]
-    return torch.cat([result.values.flatten() for result in results])
+    parts = {"self_attn": "attn", "encoder_attn": "cross_attn"}
+    stack = "encoder" if s.encoder else "decoder"
+    heads = [(*s.places[i], head) for i, head in s.heads]
+    return patching.sweep(
+        s.ours,
+        clean=(s.clean, s.tokens),
+        reference=(s.reference, s.tokens) if s.operation == "replace" else None,
+        sites=[f"{stack}.{layer}.{parts[name]}.{head}" for layer, name, head in heads],
+        metric=METRIC,
+        operation=s.operation,
+        progress=False,
+    ).values.flatten()
 
 
 def loop(s: Setting) -> Tensor:

@@ -44,8 +44,9 @@ def patch(
     sites: Annotated[
         list[str] | None,
         typer.Option(
-            help="decoder.cross_attn (its heads), decoder (its components), decoder.mlp, …; @each "
-            "behind it for one position at a time; may be given again.",
+            help="decoder.cross_attn (its heads), decoder (its components), decoder.mlp, "
+            "decoder.neurons, …; @each behind it for one position at a time, @0.5s (encoder) for "
+            "half a second at a time; may be given again.",
             show_default="the attention that hears the audio",
         ),
     ] = None,
@@ -117,9 +118,12 @@ def pairs_of(
 ) -> list[patching.Pair]:
     """The manifest's pairs; none where one recording is patched.
 
-    Raises `OptionError` where it is not said which of both, or said what is of the other.
+    Raises `BadParameter` where nothing is given, `OptionError` where both are, or what is of the
+    other.
     """
-    if (audio is None) == (manifest is None):
+    if audio is None and manifest is None:
+        raise typer.BadParameter("give a recording, or --manifest", param_hint="AUDIO")
+    if audio is not None and manifest is not None:
         raise OptionError("give a recording, or --manifest with a list of them: one of the two")
     if manifest is None:
         if skip_errors:

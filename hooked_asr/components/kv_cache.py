@@ -101,17 +101,22 @@ class LayerCache:
 class _SharedLayer(LayerCache):
     """A layer's keys and values up to a length, as the past of any number of rows."""
 
+
     def __init__(self, layer: LayerCache, length: int, audio: KeysValues | None) -> None:
         super().__init__(layer.capacity)
         self.length = length
-        self._past, self._audio = layer._tokens, audio
+        self._tokens, self._audio = layer._tokens, audio
+
+    @property
+    def n_rows(self) -> None:
+        """Any number of them."""
 
     def extend(self, k: AnyKeys, v: AnyKeys) -> KeysValues:
-        if self._past is None or not self.length:
+        if self._tokens is None or not self.length:
             return k, v
         keys, values = (
             torch.cat([past[:, : self.length].repeat(len(new) // len(past), 1, 1, 1), new], dim=1)
-            for past, new in zip(self._past, (k, v), strict=True)
+            for past, new in zip(self._tokens, (k, v), strict=True)
         )
         return keys, values
 
@@ -171,6 +176,13 @@ class KVCache:
         shared = KVCache(0, self.capacity)
         shared.layers = [layer.shared(length, audio) for layer in self.layers]
         return shared
+
+    def lengthened(self, layer: int, k: AnyKeys, v: AnyKeys) -> KVCache:
+        """A shared past to run one layer on: there, these keys and values stand behind the rest."""
+        past = self.layers[layer]
+        longer = self.shared(self.length + k.shape[1], audio=self.heard)
+        longer.layers[layer]._tokens = past.extend(k, v)
+        return longer
 
     def reorder(self, rows: torch.Tensor, audio: bool = True) -> None:
         """Keep these rows of the batch, in this order (see `LayerCache.reorder`)."""

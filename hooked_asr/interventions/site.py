@@ -34,7 +34,10 @@ PARTS = {
 # The hooks that have heads.
 _BY_HEAD = tuple(
     f".hook_{leaf}"
-    for leaf in ("q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z", "result")
+    for leaf in (
+        *("q_input", "k_input", "v_input", "q", "k", "v", "rot_q", "rot_k"),
+        *("attn_scores", "pattern", "z", "result"),
+    )
 )
 
 

@@ -9,6 +9,7 @@ from hooked_asr.patching.dataset import PairError, pair_seed, sweep_dataset
 from hooked_asr.patching.dataset_result import DatasetResult, SweptPair, SweptSites
 from hooked_asr.patching.edge_result import EdgeResult
 from hooked_asr.patching.edges import edge_attribution
+from hooked_asr.patching.engine import MemoryLimitError, RowValues, run_rows
 from hooked_asr.patching.faithfulness import FaithfulnessResult, faithfulness
 from hooked_asr.patching.gradients import AttributionError
 from hooked_asr.patching.graph import Graph, GraphError, computation_graph
@@ -20,6 +21,7 @@ from hooked_asr.patching.grid import (
     attentions,
     components,
     heads,
+    neurons,
     parse_sites,
 )
 from hooked_asr.patching.loops import HeardClip, RepetitionError, hear_clips
@@ -36,12 +38,13 @@ from hooked_asr.patching.metrics import (
     rank,
     transcript_log_prob,
 )
+from hooked_asr.patching.operations import SweepError
 from hooked_asr.patching.path_ends import PathError
 from hooked_asr.patching.paths import path_patching
 from hooked_asr.patching.repetition import repetition
 from hooked_asr.patching.repetition_result import RepetitionResult
 from hooked_asr.patching.result import SweepResult
-from hooked_asr.patching.sweep import SweepError, sweep
+from hooked_asr.patching.sweep import sweep
 from hooked_asr.patching.text_metrics import TextMetric, character_error_rate, word_error_rate
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "Grid",
     "HeardClip",
     "ManifestError",
+    "MemoryLimitError",
     "Metric",
     "MetricError",
     "Pair",
@@ -65,6 +69,7 @@ __all__ = [
     "PathError",
     "RepetitionError",
     "RepetitionResult",
+    "RowValues",
     "Sites",
     "SitesError",
     "SweepError",
@@ -87,6 +92,7 @@ __all__ = [
     "log_prob",
     "logit",
     "logit_diff",
+    "neurons",
     "pair_seed",
     "parse_sites",
     "path_patching",
@@ -96,6 +102,7 @@ __all__ = [
     "read_pairs",
     "repetition",
     "run_circuit",
+    "run_rows",
     "sweep",
     "sweep_dataset",
     "transcript_log_prob",

@@ -74,6 +74,9 @@ def attribution(
       layer, and a forward for each set of positions of keys.
     - `operation`: "replace" (with `alpha`), "zero" or "mean", as for a sweep.
 
+    Plain estimates hold for heads and single positions; where much is patched at once, as a whole
+    stream or MLP, they may have the wrong sign, and "integrated" is right.
+
     In float16 small gradients vanish: load the model as float32 or bfloat16.
 
     Raises `AttributionError` for an unknown method or a metric that cannot be differentiated,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 from hooked_asr.config import STACKS, ModelConfig
 from hooked_asr.errors import HookedASRError
@@ -17,7 +17,7 @@ from hooked_asr.names import hook_table
 from hooked_asr.timing import FRAMES_PER_SECOND
 
 Positions = str | Sequence[SupportsIndex | Sequence[SupportsIndex]] | None
-Spans = float | Sequence[Seconds] | None
+Spans = SupportsFloat | Sequence[Sequence[SupportsFloat]] | None
 
 _COMPONENTS = ("attn", "cross_attn", "mlp", "resid_post")
 _ATTENTIONS = ("encoder.attn", "decoder.attn", "decoder.cross_attn")
@@ -128,10 +128,11 @@ class Sites:
         if self.positions is None:
             return None, [("", {})]
         n = config.encoder.n_ctx if self.stack == "encoder" else n_pos
-        groups = [(p,) for p in range(n)] if isinstance(self.positions, str) else self._groups(n)
-        return "position", [(_label(group), {"positions": group}) for group in groups]
+        return "position", [(_label(one), {"positions": one}) for one in self._groups(n)]
 
     def _groups(self, n_pos: int) -> list[tuple[int, ...]]:
+        if isinstance(self.positions, str):
+            return [(position,) for position in range(n_pos)]
         groups = [as_numbers("positions", one) or () for one in self.positions or ()]
         beyond = [p for group in groups for p in group if p >= n_pos]
         if beyond:
@@ -289,10 +290,11 @@ def _checked(positions: Positions) -> Positions:
     return positions
 
 
-def _spans(seconds: float | Sequence[Seconds], window: float) -> list[Seconds]:
+def _spans(seconds: Spans, window: float) -> list[Seconds]:
     """Spans of a window, one behind the other where a length is given."""
-    if not isinstance(seconds, int | float):
-        return [(float(start), float(stop)) for start, stop in seconds]
+    if not isinstance(seconds, SupportsFloat):
+        return [(float(start), float(stop)) for start, stop in seconds or ()]
+    seconds = float(seconds)
     if not 0 < seconds <= window:
         raise SitesError(f"a step is more than 0 and at most {window:g} s; got {seconds:g}")
     n = math.ceil(window / seconds - 1e-6)

@@ -11,14 +11,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hooked_asr.interventions import Site
-from hooked_asr.patching.grid import Sites
-from hooked_asr.patching.path_ends import LOGITS, Ends, PathError, SiteLike, as_site
+from hooked_asr.patching.grid import Sites, as_grid
+from hooked_asr.patching.path_ends import LOGITS, Ends, PathError, SiteLike
 from hooked_asr.patching.path_runs import PathRuns
 from hooked_asr.patching.result import SweepResult
-from hooked_asr.patching.sweep import AnyMetric, Inputs, Run, as_inputs
+from hooked_asr.patching.sweep import AnyMetric, Inputs, Run, as_inputs, token_texts
 from hooked_asr.shapes import Logits
 
-_Axes = dict[str, list[str | int]]
 _NAMED = 3  # receivers of a result, at most
 
 
@@ -60,7 +59,7 @@ def path_patching(
     frozen) changes nothing; in a list it is an error.
 
     Raises `PathError` for that, where no sender of a grid has a path, for what can neither send nor
-    receive, and for runs whose positions do not answer to each other.
+    receive, and for runs whose positions do not answer to each other; `SitesError` for no sender.
 
     Source: "Localizing Model Behavior with Path Patching" (Goldowsky-Dill et al., 2023);
     "Interpretability in the Wild" (Wang et al., 2022), section 3.1.
@@ -68,24 +67,25 @@ def path_patching(
     run, other = as_inputs(clean), as_inputs(reference)
     _check_runs(run, other)
     ends = Ends(model, tuple(freeze))
-    axes, sites = _grid(senders, model, run)
-    sending, receiving = [ends.senders(site) for site in sites], ends.receivers(receivers)
+    receiving = ends.receivers(receivers)
+    name = f"path patching to {_named(receiving)}"
+    listed = [senders] if isinstance(senders, Site | str) else senders
+    grid = as_grid(listed, model.config, run["tokens"].shape[1], name)
+    sending = [ends.senders(site) for site in grid.sites]
     there = [ends.lead(one, receiving) for one in sending]
-    _check_paths(there, sites, receiving, isinstance(senders, Sites))
+    _check_paths(there, grid.sites, receiving, isinstance(senders, Sites))
     runs = PathRuns.of(ends, run, other, [site for one in sending for site in one], receiving)
     return SweepResult(
-        values=_values(runs, sending, there, metric, progress).reshape(
-            tuple(map(len, axes.values()))
-        ),
-        axes=axes,
-        sites=[str(site) for site in sites],
+        values=_values(runs, sending, there, metric, progress).reshape(grid.shape),
+        axes=grid.axes,
+        sites=[str(site) for site in grid.sites],
         clean=_measure(metric, runs.clean_logits),
         reference=_measure(metric, runs.reference_logits),
         metric=getattr(metric, "name", getattr(metric, "__name__", "metric")),
-        operation=f"path patching to {_named(receiving)}",
+        operation=name,
         alpha=1.0,
         model=model.name,
-        tokens=_token_texts(model, senders, run),
+        tokens=token_texts(model, grid, run["tokens"]),
     )
 
 
@@ -99,20 +99,6 @@ def _values(
     return torch.tensor(
         [_measure(metric, runs.patched(one)) if leads else clean for one, leads in bar]
     )
-
-
-def _grid(
-    senders: Sites | SiteLike | Sequence[SiteLike], model: Any, inputs: Inputs
-) -> tuple[_Axes, list[Site]]:
-    """The senders, and the axes of what is found of them."""
-    if isinstance(senders, Sites):
-        grid = senders.grid(model.config, inputs["tokens"].shape[1])
-        return grid.axes, grid.sites
-    listed = [senders] if isinstance(senders, Site | str) else list(senders)
-    if not listed:
-        raise PathError("there is no sender: give a grid, as heads() does, or one or more sites")
-    sites = [as_site(one) for one in listed]
-    return {"sender": [str(site) for site in sites]}, sites
 
 
 def _check_runs(clean: Inputs, reference: Inputs) -> None:
@@ -146,15 +132,3 @@ def _named(receivers: list[Site]) -> str:
 
 def _measure(metric: AnyMetric, logits: Logits) -> float:
     return float(torch.as_tensor(metric(logits)).float().mean())
-
-
-def _token_texts(
-    model: Any, senders: Sites | SiteLike | Sequence[SiteLike], run: Inputs
-) -> list[str] | None:
-    """Texts of the decoder's positions, where the grid counts them and the model can read them."""
-    if getattr(model, "tokenizer", None) is None or not isinstance(senders, Sites):
-        return None
-    if senders.stack == "encoder" or len(run["tokens"]) > 1:
-        return None
-    texts: list[str] = model.to_str_tokens(run["tokens"])
-    return texts

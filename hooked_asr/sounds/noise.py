@@ -36,8 +36,8 @@ def add_noise(speech: Samples, sound: Samples, snr: float) -> Samples:
     """Speech with a sound in it, `snr` dB below the speech's `level`.
 
     >>> speech, sound = np.full(4, 0.5, np.float32), np.array([1, -1, 1, -1], np.float32)
-    >>> add_noise(speech, sound, snr=20.0) - speech
-    array([ 0.05, -0.05,  0.05, -0.05], dtype=float32)
+    >>> add_noise(speech, sound, snr=20.0).round(4)
+    array([0.55, 0.45, 0.55, 0.45], dtype=float32)
     """
     return speech + sound / max(rms(sound), 1e-9) * level(speech) * 10 ** (-snr / 20)
 

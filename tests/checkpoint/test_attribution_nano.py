@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from hooked_asr import HookedWhisper
@@ -20,7 +19,6 @@ from hooked_asr.patching import (
     compare,
     components,
     heads,
-    logit_diff,
     sweep,
     transcript_log_prob,
 )
@@ -110,17 +108,25 @@ def pooled(measured: list, parts: list[str], method: str) -> Any:
     return compare([exact for exact, _ in both], [estimate for _, estimate in both])
 
 
-@pytest.fixture(scope="module")
-def model():
-    return load_model()
+def test_estimates_of_heads_agree_with_exact_patching(unchecked):
+    """Plain estimates of all heads; integrated ones also within each attention.
 
-
-@pytest.fixture(scope="module")
-def measured(model, unchecked_module):
-    return [
-        measure(model, pair, margin(model, pair), ("plain", "integrated"), HEADS)
-        for pair in noisy_pairs(model)
+    Alone, the encoder's heads are where the plain estimate is weakest: 0.95 over these pairs, less
+    in louder noise.
+    """
+    model = load_model()
+    pairs = noisy_pairs(model)
+    found = [measure(model, pair, margin(model, pair), ("plain",), HEADS) for pair in pairs]
+    assert pooled(found, HEADS, "plain").pearson >= 0.95
+    for part in ("decoder.attn", "decoder.cross_attn"):
+        for one in found:
+            assert compare(*one[part, "plain"]).pearson >= 0.95
+    every_other = [
+        measure(model, pair, margin(model, pair), ("integrated",), HEADS) for pair in pairs[::2]
     ]
+    for part in HEADS:
+        assert pooled(every_other, [part], "integrated").pearson >= 0.95
+    assert pooled(every_other, HEADS, "integrated").pearson >= 0.98
 
 
 def report() -> None:

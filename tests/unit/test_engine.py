@@ -243,11 +243,14 @@ def test_rows_join_at_their_layer_and_from_their_first_position():
     rows = [
         [zero(f"decoder.{layer}.cross_attn.{head}@4")] for layer in range(3) for head in range(4)
     ]
-    with _Shapes(model.decoder[2].mlp) as last, _Shapes(model.decoder[0].mlp) as first:
+    shapes = [_Shapes(model.decoder[layer].mlp) for layer in range(3)]
+    with shapes[0] as first, shapes[1] as second, shapes[2] as last:
         run_rows(model, clean, rows, logit_diff(A, B))
-    # The clean run, then: rows of earlier layers, and those that join inside this one.
+    # The clean run, then: rows of earlier layers, and those that join inside this one. Of the last
+    # layer only what is read.
     assert [shape[:2] for shape in first] == [(1, n_pos), (4, n_pos - 4)]
-    assert [shape[:2] for shape in last] == [(1, n_pos), (8, n_pos - 4), (4, n_pos - 4)]
+    assert [shape[:2] for shape in second] == [(1, n_pos), (4, n_pos - 4), (4, n_pos - 4)]
+    assert [shape[:2] for shape in last] == [(1, n_pos), (8, 1), (4, 1)]
 
 
 def test_the_encoder_and_its_keys_are_computed_once_and_only_read_positions_unembedded():
@@ -270,7 +273,7 @@ def test_nothing_behind_the_last_position_read_is_computed():
     rows = [[zero("decoder.1.mlp@2")], [zero("decoder.1.mlp@5")]]
     with _Shapes(model.decoder[2].mlp) as last:
         found = run_rows(model, clean, rows, log_prob(A, pos=3))
-    assert [shape[1] for shape in last] == [clean["tokens"].shape[1], 2]
+    assert [shape[1] for shape in last] == [clean["tokens"].shape[1], 1]
     assert found.values[1] == found.clean  # what comes later changes nothing
 
 

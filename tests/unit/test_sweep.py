@@ -501,7 +501,9 @@ def test_to_replace_needs_as_many_tokens(model, clean):
 
 
 def test_an_unknown_operation(model, clean):
-    with pytest.raises(SweepError, match="'replace', 'zero' and 'mean', an action .*; got 'ablate'"):
+    with pytest.raises(
+        SweepError, match=r"'replace', 'zero' and 'mean', an action .*; got 'ablate'"
+    ):
         swept(model, clean, heads(), operation="ablate")
 
 

@@ -26,8 +26,15 @@ class Chunk:
         self.rows = sorted(rows, key=lambda row: row.stage)
         self.in_encoder = self.stages.in_encoder(self.rows[0].stage)
         self.start, self.stop = min(row.start for row in rows), max(row.stop for row in rows)
+        self._read_from = self._first_read()
         self._hooks = RowHooks(self.model, [row.hooks for row in self.rows], clean.sizes)
         self._places = {row: place for place, row in enumerate(self.rows)}
+
+    def _first_read(self) -> int:
+        """From where on the last layer is computed: what comes before is not read from there."""
+        reads = self.clean.reads
+        whole = self.model.config.prefix or not all(row.ends_early for row in self.rows)
+        return self.start if whole else max(self.start, *reads[:1])
 
     def logits(self, at_once: int) -> Iterator[tuple[Row, Logits]]:
         """Each row's logits at the positions read; `at_once`: how many rows are unembedded."""
@@ -151,16 +158,26 @@ class Chunk:
             several = len(stream) > len(self.clean.tokens) > 1
             audio = _present(self.clean.audio)
             audio = _repeated_to(audio, stream) if several else audio
+        past = self._past(audio is None)
+        if stage == self.stages.decoder[-1] and self._read_from > self.start:
+            before, stream = stream.tensor_split([self._read_from - self.start], dim=1)
+            past = past.lengthened(layer, *self._keys_values(layer, before))
         mask = self.clean.inputs.get("attention_mask")
         behind: Stream = self.model.decode(
             stream,
             audio,
             start_at=layer,
             stop_at=layer + 1,
-            past=self._past(audio is None),
+            past=past,
             attention_mask=None if mask is None else _repeated_to(mask[:, : self.stop], stream),
         )
         return behind
+
+    def _keys_values(self, layer: int, stream: Stream) -> tuple[Tensor, Tensor]:
+        block = self.model.decoder[layer]
+        with self.model.clock.at(self.start):
+            keys, values = block.attn.keys_values(block.ln1(stream))
+        return keys, values
 
     def _past(self, shared_audio: bool) -> KVCache:
         return self.clean.past.shared(self.start, audio=shared_audio)
@@ -170,10 +187,11 @@ class Chunk:
         reads = self.clean.reads
         n_early = sum(position < self.start for position in reads)
         late = reads[n_early:]
-        places = range(late.start - self.start, late.stop - self.start, late.step)
+        first = self._read_from
+        places = range(late.start - first, late.stop - first, late.step)
         self._hooks.rows = [self._places[row] for row in rows]
         if any(row.at_tail for row in rows):
-            with self.model.clock.at(self.start):
+            with self.model.clock.at(first):
                 every = unembedded(self.model, stream, range(stream.shape[1]))
             logits = every[:, places.start : places.stop : places.step]
         else:

@@ -44,7 +44,12 @@ class Plan:
         self.untouched = [row.number for row in there if row.start >= row.stop]
         self._rows = [row for row in there if row.start < row.stop]
         self._costs = Costs(
-            model.config, model.dtype.itemsize, *self._sizes.values(), n_pos, len(self.reads)
+            model.config,
+            model.dtype.itemsize,
+            batch=self._sizes["batch"],
+            n_clips=self._sizes["clip"],
+            n_pos=n_pos,
+            n_reads=len(self.reads),
         )
 
     def clean_run(self) -> CleanRun:
@@ -82,7 +87,7 @@ class Plan:
             self.model.hook_table,
             self.stages,
             n_pos,
-            n_read=n_pos if masked else self.reads[-1] + 1,
+            n_read=n_pos if masked else max(self.reads, default=-1) + 1,
             first_audio=self._first_audio(),
             join_late=max(self._sizes.values()) == 1,
         )

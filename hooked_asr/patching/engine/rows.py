@@ -16,6 +16,8 @@ from hooked_asr.patching.engine.stages import Stages
 _OF_QUERIES = ("hook_q", "hook_q_input", "hook_rot_q")
 _OF_KEYS = ("hook_k", "hook_k_input", "hook_rot_k", "hook_v", "hook_v_input")
 _TOO_LATE = (*_OF_QUERIES, *_OF_KEYS, "projector.hook_out")
+# What of a layer its queries and keys are made of.
+_BEFORE_KEYS = ("hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized")
 # What a map says of a position may hang on later ones, which an edited map may look at.
 _MAPS = ("hook_pattern", "hook_attn_scores")
 
@@ -29,8 +31,9 @@ class Row:
     - `start`, `stop`: decoder positions to compute; those before are the clean run's, those behind
       are not asked for.
     - `own_audio`: stages of the decoder in which it changes the audio's keys and values.
-    - `maps`: whether it changes an attention map, which then is computed.
+    - `maps`: the attention maps that it changes, which then are computed.
     - `at_tail`: whether it acts behind the last layer, on positions that are not read too.
+    - `ends_early`: whether of the last layer only the positions read need be computed.
     """
 
     number: int
@@ -42,6 +45,7 @@ class Row:
     own_audio: frozenset[int]
     maps: frozenset[str]
     at_tail: bool
+    ends_early: bool
 
 
 class Placing:
@@ -86,6 +90,8 @@ class Placing:
             ),
             maps=frozenset(name for name in names if name.endswith(_MAPS)),
             at_tail=self._stages.of(names[-1]) == self._stages.tail,
+            ends_early=all(hook.by_position for hook in placed)
+            and not any(map(self._keeps_going, names)),
         )
 
     def _is_placed(self, hook: Any) -> bool:
@@ -103,6 +109,14 @@ class Placing:
         if "cross_attn" in name and name.endswith(_OF_QUERIES):  # many may read one recording
             return True
         return not name.endswith(_TOO_LATE)
+
+    def _keeps_going(self, name: str) -> bool:
+        """Whether a hook acts so late, and on so much, that unread positions count there too."""
+        stage = self._stages.of(name)
+        in_last = stage == self._stages.decoder[-1] and "cross_attn" not in name
+        return stage == self._stages.tail or (
+            in_last and name.endswith((*_OF_QUERIES, *_OF_KEYS, *_BEFORE_KEYS))
+        )
 
     def _positions(self, hooks: Sequence[Intervention]) -> tuple[int, int]:
         if not all(hook.by_position for hook in hooks):
