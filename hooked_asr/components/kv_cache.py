@@ -101,7 +101,6 @@ class LayerCache:
 class _SharedLayer(LayerCache):
     """A layer's keys and values up to a length, as the past of any number of rows."""
 
-
     def __init__(self, layer: LayerCache, length: int, audio: KeysValues | None) -> None:
         super().__init__(layer.capacity)
         self.length = length
