@@ -15,6 +15,8 @@ from hooked_asr.patching.engine.clean import CleanRun, Stream, unembedded
 from hooked_asr.patching.engine.rows import Row
 from hooked_asr.shapes import Logits
 
+# Positions that run together on a CPU: more do not make its products faster, and leave its caches.
+ON_CPU = 2048
 Batch = tuple[list[Row], Stream | None]
 
 
@@ -78,7 +80,7 @@ class Chunk:
         parts: list[tuple[list[Row], Stream]] = []
         for some, places in self._apart(rows, stage):
             here = _present(stream)
-            parts.append((some, here if places is None else here[places]))
+            parts += self._in_pieces(some, here if places is None else here[places], stage)
         late = [row for row in self.rows if row.stage == stage and row.joins_at is not None]
         late.sort(key=lambda row: row.joins_at or "")
         for _, group in groupby(late, key=lambda row: row.joins_at):
@@ -109,6 +111,17 @@ class Chunk:
             chosen = [place for place, theirs in enumerate(own) if theirs == kind]
             places = [place * size + i for place in chosen for i in range(size)]
             yield [rows[place] for place in chosen], torch.tensor(places)
+
+    def _in_pieces(
+        self, rows: list[Row], stream: Stream, stage: int
+    ) -> Iterator[tuple[list[Row], Stream]]:
+        """Rows of the encoder a few at a time on a CPU, whose caches all of them would overflow."""
+        size, at_once = self.clean.sizes["clip"], len(rows)
+        if self.stages.in_encoder(stage) and self.model.device.type == "cpu":
+            at_once = max(1, ON_CPU // (size * stream.shape[1]))
+        for first in range(0, len(rows), at_once):
+            some = rows[first : first + at_once]
+            yield some, stream[first * size : (first + len(some)) * size]
 
     def _clean_stream(self, stage: int) -> Stream:
         stream = self.clean.streams[stage]

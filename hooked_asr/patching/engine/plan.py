@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hooked_asr.names import select
+from hooked_asr.patching.engine.chunk import ON_CPU
 from hooked_asr.patching.engine.clean import CleanRun, sizes_of
 from hooked_asr.patching.engine.measure import AnyMetric, measured, reads_of
 from hooked_asr.patching.engine.memory import Costs, MemoryLimitError, readable
@@ -20,8 +21,6 @@ Inputs = Mapping[str, Tensor]
 # Rows that begin within this share of each other's positions run together: a little more is
 # computed, in fewer steps.
 _NEAR = 0.125
-# Positions that run together on a CPU: more do not make its products faster, and leave its caches.
-_ON_CPU = 2048
 
 
 class Plan:
@@ -154,7 +153,7 @@ class Plan:
         if row.start - first.start > _NEAR * n_positions:
             return False
         n_rows = len(chunk) + 1
-        if self.model.device.type == "cpu" and n_rows * n_positions > _ON_CPU:
+        if self.model.device.type == "cpu" and n_rows * n_positions > ON_CPU:
             return False
         cost = max(map(self._cost, [first, row]))
         return n_rows * cost <= free
