@@ -24,19 +24,19 @@ def patch_clip(model: Recogniser, audio: Path, text: str | None, wanted: Wanted)
     )
     console.print(f"text: {inputs.text}", markup=False, soft_wrap=True)
     console.print(f"metric: {inputs.metric.name}", markup=False, highlight=False)
+    results = patching.sweep(
+        model,
+        clean=inputs.clean,
+        reference=inputs.reference,
+        sites=list(wanted.sites.values()),
+        metric=inputs.metric,
+        operation=wanted.operation,
+        alpha=wanted.alpha,
+        memory=wanted.memory,
+        progress=progress(),
+    )
     tables = []
-    for chosen, wish in wanted.sites.items():
-        result = patching.sweep(
-            model,
-            clean=inputs.clean,
-            reference=inputs.reference,
-            sites=wish,
-            metric=inputs.metric,
-            operation=wanted.operation,
-            alpha=wanted.alpha,
-            memory=wanted.memory,
-            progress=progress(),
-        )
+    for chosen, result in zip(wanted.sites, results, strict=True):
         stem = wanted.out / _file_name(audio, chosen, wanted)
         for suffix in (".json", ".csv", ".html", ".png"):
             result.save(f"{stem}{suffix}")

@@ -16,7 +16,7 @@ from hooked_asr.interventions import Site
 from hooked_asr.interventions.actions import Action
 from hooked_asr.names import select
 from hooked_asr.patching.atp_star import atp_star
-from hooked_asr.patching.engine.measure import AnyMetric
+from hooked_asr.patching.engine.measure import AnyMetric, metric_name
 from hooked_asr.patching.gradients import (
     Activations,
     AttributionError,
@@ -24,7 +24,8 @@ from hooked_asr.patching.gradients import (
     changes,
     measured,
 )
-from hooked_asr.patching.grid import Grid, Sites, as_grid
+from hooked_asr.patching.grid import AnySites, are_several, as_grids
+from hooked_asr.patching.grid_sweep import token_texts
 from hooked_asr.patching.operations import (
     Inputs,
     Run,
@@ -35,10 +36,7 @@ from hooked_asr.patching.operations import (
 from hooked_asr.patching.query_key_fix import beside
 from hooked_asr.patching.result import SweepResult
 from hooked_asr.patching.site_sums import SiteSums
-from hooked_asr.patching.sweep import token_texts
 from hooked_asr.patching.text_metrics import TextMetric
-
-AnySites = Sites | Sequence[Sites] | Sequence[Site | str]
 
 _METHODS = {"plain": "attribution", "integrated": "integrated attribution", "atp*": "AtP*"}
 
@@ -92,7 +90,7 @@ def attribution(
     _check(metric, method, steps)
     check_operation(operation, alpha, inputs, others)
     name = f"{_METHODS[method]} {operation}"
-    grids = _grids(sites, model, inputs["tokens"].shape[1], name)
+    grids = as_grids(sites, model.config, inputs["tokens"].shape[1], name)
     job = _Job.of(model, inputs, metric, [site for grid in grids for site in grid.sites])
     action, reference_value = _action(model, job.names, metric, others, operation, alpha)
     clean_value, estimates = job.estimate(action, method, steps, progress)
@@ -104,7 +102,7 @@ def attribution(
             sites=[str(site) for site in grid.sites],
             clean=clean_value,
             reference=reference_value,
-            metric=getattr(metric, "name", getattr(metric, "__name__", "metric")),
+            metric=metric_name(metric),
             operation=name,
             alpha=alpha,
             model=model.name,
@@ -112,7 +110,7 @@ def attribution(
         )
         for grid, part in zip(grids, parts, strict=True)
     ]
-    return results if _is_list_of_grids(sites) else results[0]
+    return results if are_several(sites) else results[0]
 
 
 @dataclass(frozen=True)
@@ -176,23 +174,6 @@ def _check(metric: AnyMetric | TextMetric, method: str, steps: int) -> None:
         raise AttributionError(f"methods are {', '.join(map(repr, _METHODS))}; got {method!r}")
     if steps < 1:
         raise AttributionError(f"the way has one step or more; got steps={steps}")
-
-
-def _grids(sites: AnySites, model: Any, n_pos: int, name: str) -> list[Grid]:
-    if _is_list_of_grids(sites):
-        return [one.grid(model.config, n_pos) for one in sites]  # type: ignore[union-attr]
-    if not isinstance(sites, Sites) and any(isinstance(one, Sites) for one in sites):
-        raise AttributionError(
-            "sites are those of `heads` or `components`, a list of these, or a list of single "
-            "sites; got a mixture"
-        )
-    return [as_grid(sites, model.config, n_pos, name)]  # type: ignore[arg-type]
-
-
-def _is_list_of_grids(sites: AnySites) -> bool:
-    if isinstance(sites, Sites) or not len(sites):
-        return False
-    return all(isinstance(one, Sites) for one in sites)
 
 
 @torch.no_grad()

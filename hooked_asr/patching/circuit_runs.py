@@ -23,7 +23,7 @@ from hooked_asr.patching.graph_runs import (
     sent,
     wide,
 )
-from hooked_asr.patching.sweep import Inputs, Run
+from hooked_asr.patching.operations import Inputs, Run
 from hooked_asr.shapes import Logits
 
 ABLATIONS = ("reference", "zero", "mean")

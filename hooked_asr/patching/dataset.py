@@ -16,7 +16,6 @@ from hooked_asr.interventions import Site
 from hooked_asr.long_work import Done, work_through
 from hooked_asr.patching.dataset_plan import (
     Plan,
-    Wish,
     asked_of,
     grids_of,
     operation_of,
@@ -24,10 +23,11 @@ from hooked_asr.patching.dataset_plan import (
 )
 from hooked_asr.patching.dataset_result import DatasetResult, SweptPair, SweptSites
 from hooked_asr.patching.grid import Sites
+from hooked_asr.patching.grid_sweep import GridSweep
 from hooked_asr.patching.inputs import PatchingInputs, patching_inputs
 from hooked_asr.patching.manifest import Pair, read_pairs
+from hooked_asr.patching.operations import Inputs
 from hooked_asr.patching.result import SweepResult
-from hooked_asr.patching.sweep import Inputs, sweep
 from hooked_asr.processes import Process
 
 
@@ -125,7 +125,7 @@ def _swept(model: Any, pair: Pair, plan: Plan) -> dict[str, Any]:
             **{**plan.prompt, **language},
         )
         reference = None if other is None else inputs.reference
-        results = [_sweep(model, inputs, reference, wish, plan) for wish in plan.wishes]
+        results = _sweep(model, inputs, reference, plan)
     except (HookedASRError, OSError) as error:
         raise PairError(f"pair {pair.id!r} ({pair.audio_path}): {error}") from error
     return {
@@ -138,20 +138,19 @@ def _swept(model: Any, pair: Pair, plan: Plan) -> dict[str, Any]:
 
 
 def _sweep(
-    model: Any, inputs: PatchingInputs, reference: Inputs | None, wish: Wish, plan: Plan
-) -> SweepResult:
-    memory = _memory(model) if plan.memory is None else plan.memory
-    return sweep(
+    model: Any, inputs: PatchingInputs, reference: Inputs | None, plan: Plan
+) -> list[SweepResult]:
+    """All grids from the same runs."""
+    one = GridSweep(
         model,
-        clean=inputs.clean,
-        reference=reference,
-        sites=wish,
-        metric=inputs.metric,
-        operation=plan.operation,
-        alpha=plan.alpha,
-        memory=memory,
-        progress=False,
+        inputs.clean,
+        reference,
+        inputs.metric,
+        plan.operation,
+        plan.alpha,
+        _memory(model) if plan.memory is None else plan.memory,
     )
+    return one.run(plan.grids)
 
 
 def _memory(model: Any) -> int | None:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from hooked_asr.hooks import Hooks
 from hooked_asr.patching.edge_result import EdgeResult
+from hooked_asr.patching.engine.measure import AnyMetric, metric_name
 from hooked_asr.patching.graph import Graph, Read, computation_graph
 from hooked_asr.patching.graph_runs import (
     EdgeError,
@@ -20,7 +21,6 @@ from hooked_asr.patching.graph_runs import (
     Recorder,
     Recording,
     mean_of,
-    metric_name,
     norm_of,
     placed,
     record,
@@ -28,7 +28,7 @@ from hooked_asr.patching.graph_runs import (
     sent,
     wide,
 )
-from hooked_asr.patching.sweep import AnyMetric, Inputs, Run
+from hooked_asr.patching.operations import Inputs, Run
 
 Scores = Float[Tensor, "receiver sender"]
 

@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 
 from hooked_asr.patching.circuit_runs import Outside
 from hooked_asr.patching.circuits import Circuit, CircuitError
-from hooked_asr.patching.graph_runs import mean_of, metric_name, record, run_pair
+from hooked_asr.patching.engine.measure import AnyMetric, metric_name
+from hooked_asr.patching.graph_runs import mean_of, record, run_pair
+from hooked_asr.patching.operations import Run
 from hooked_asr.patching.saving import ResultError, save_as
-from hooked_asr.patching.sweep import AnyMetric, Run
 from hooked_asr.viz.lines import lines
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from hooked_asr.errors import HookedASRError
 from hooked_asr.hooks import Hooks
+from hooked_asr.patching.engine.measure import AnyMetric
 from hooked_asr.patching.graph import Graph, Read, Write
-from hooked_asr.patching.sweep import AnyMetric, Inputs, Run, as_inputs
+from hooked_asr.patching.operations import Inputs, Run, as_inputs
 from hooked_asr.shapes import Logits
 
 
@@ -125,8 +126,3 @@ def mean_of(metric: AnyMetric, logits: Tensor) -> Tensor:
     """The metric's mean over clips."""
     value = torch.as_tensor(metric(logits))
     return (value if value.is_floating_point() else value.float()).mean()
-
-
-def metric_name(metric: AnyMetric) -> str:
-    name: str = getattr(metric, "name", getattr(metric, "__name__", "metric"))
-    return name

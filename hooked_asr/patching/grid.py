@@ -140,15 +140,40 @@ class Sites:
         return groups
 
 
+AnySites = Sites | Sequence[Sites] | Sequence[Site | str]
+
+
+def as_grids(sites: AnySites, config: ModelConfig, n_pos: int, name: str) -> list[Grid]:
+    """A grid for each of several wishes, or the one of a wish or of single sites (see `as_grid`).
+
+    Raises `SitesError` as `as_grid`.
+    """
+    if are_several(sites):
+        return [one.grid(config, n_pos) for one in sites]  # type: ignore[union-attr]
+    return [as_grid(sites, config, n_pos, name)]  # type: ignore[arg-type]
+
+
+def are_several(sites: AnySites) -> bool:
+    """Whether it is a list of wishes: one grid each."""
+    if isinstance(sites, Sites) or not len(sites):
+        return False
+    return all(isinstance(one, Sites) for one in sites)
+
+
 def as_grid(
     sites: Sites | Sequence[Site | str], config: ModelConfig, n_pos: int, name: str
 ) -> Grid:
     """The grid of a wish, or of single sites in a row, named after what is done there.
 
-    Raises `SitesError` where there are none.
+    Raises `SitesError` where there are none, or a list mixes both.
     """
     if isinstance(sites, Sites):
         return sites.grid(config, n_pos)
+    if any(isinstance(one, Sites) for one in sites):
+        raise SitesError(
+            "sites are those of `heads`, `neurons` or `components`, a list of these, or a list of "
+            "single sites; got a mixture"
+        )
     single = [one if isinstance(one, Site) else Site.parse(one) for one in sites]
     if not single:
         raise SitesError("there are no sites: give heads(), components(), neurons(), or a list")

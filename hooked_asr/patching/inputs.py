@@ -22,7 +22,10 @@ __all__ = ["PatchingInputs", "patching_inputs", "reference_sound"]
 
 @dataclass(frozen=True)
 class PatchingInputs:
-    """What a sweep over one recording needs: two runs on the same text, and a metric."""
+    """What a sweep over one recording needs: two runs on the same text, and a metric.
+
+    Where the metric is one of the transcript, they are runs on the prompt alone.
+    """
 
     clean: Inputs
     reference: Inputs
@@ -60,9 +63,13 @@ def patching_inputs(
     clean = model.to_inputs(samples, text=text, **asked)
     n_prompt = model.to_inputs(samples, text="", **asked)["tokens"].shape[1]
     clip = ForcedClip(samples, clean, text, n_prompt, asked, words)
-    return PatchingInputs(
-        clean=clean,
-        reference=reference_inputs(model, reference, clip, seed),
-        metric=parse_metric(metric, model, clean, n_prompt, asked),
-        text=text,
-    )
+    other = reference_inputs(model, reference, clip, seed)
+    measure = parse_metric(metric, model, clean, n_prompt, asked)
+    if isinstance(measure, TextMetric):  # what is then said is the model's own
+        clean, other = (_prompt_alone(run, n_prompt) for run in (clean, other))
+    return PatchingInputs(clean=clean, reference=other, metric=measure, text=text)
+
+
+def _prompt_alone(run: Inputs, n_prompt: int) -> Inputs:
+    cut = {name: run[name][:, :n_prompt] for name in ("tokens", "attention_mask") if name in run}
+    return {**run, **cut}

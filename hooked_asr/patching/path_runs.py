@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hooked_asr.config import STACKS
 from hooked_asr.interventions import Intervention, Replace, Site
+from hooked_asr.patching.operations import Inputs
 from hooked_asr.patching.path_ends import LOGITS, Ends, Place
-from hooked_asr.patching.sweep import Inputs
 from hooked_asr.shapes import Logits
 
 Stream = Float[Tensor, "_ _ _"]  # of either stack

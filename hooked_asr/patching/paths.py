@@ -11,11 +11,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hooked_asr.interventions import Site
+from hooked_asr.patching.engine.measure import AnyMetric, metric_name
 from hooked_asr.patching.grid import Sites, as_grid
+from hooked_asr.patching.grid_sweep import token_texts
+from hooked_asr.patching.operations import Inputs, Run, as_inputs
 from hooked_asr.patching.path_ends import LOGITS, Ends, PathError, SiteLike
 from hooked_asr.patching.path_runs import PathRuns
 from hooked_asr.patching.result import SweepResult
-from hooked_asr.patching.sweep import AnyMetric, Inputs, Run, as_inputs, token_texts
 from hooked_asr.shapes import Logits
 
 _NAMED = 3  # receivers of a result, at most
@@ -81,7 +83,7 @@ def path_patching(
         sites=[str(site) for site in grid.sites],
         clean=_measure(metric, runs.clean_logits),
         reference=_measure(metric, runs.reference_logits),
-        metric=getattr(metric, "name", getattr(metric, "__name__", "metric")),
+        metric=metric_name(metric),
         operation=name,
         alpha=1.0,
         model=model.name,

@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from hooked_asr.cache import CacheRecorder
-from hooked_asr.interventions import Intervention, Site
-from hooked_asr.interventions.actions import Action
-from hooked_asr.patching.engine import run_rows
-from hooked_asr.patching.engine.clean import CleanRun
-from hooked_asr.patching.engine.measure import AnyMetric, measured, reads_of
-from hooked_asr.patching.grid import Grid, Sites, as_grid
-from hooked_asr.patching.operations import (
-    Inputs,
-    Operation,
-    Run,
-    SweepError,
-    as_action,
-    as_inputs,
-    check_operation,
-    operation_name,
-)
+from hooked_asr.patching.engine.measure import AnyMetric
+from hooked_asr.patching.grid import AnySites, Sites, are_several, as_grids
+from hooked_asr.patching.grid_sweep import GridSweep
+from hooked_asr.patching.operations import Operation, Run, as_inputs, operation_name
 from hooked_asr.patching.result import SweepResult
 from hooked_asr.patching.text_metrics import TextMetric
-from hooked_asr.patching.text_sweep import decoded_rows
-from hooked_asr.shapes import Tokens
-
-__all__ = ["AnyMetric", "Inputs", "Run", "SweepError", "as_inputs", "sweep"]
-
-# What may be patched behind the last layer, where it is computed at the positions read alone.
-_TAIL = ("decoder_final_ln", "unembed")
 
 
-@torch.no_grad()
 def sweep(
     model: Any,
     *,
     clean: Run,
-    sites: Sites | Sequence[Site | str],
+    sites: AnySites,
     metric: AnyMetric | TextMetric,
     reference: Run | None = None,
     operation: Operation | None = None,
     alpha: float = 1.0,
     memory: int | str | None = None,
     progress: bool = True,
-) -> SweepResult:
+) -> Any:
     """Intervene at one site after the other, and measure what each does to the logits.
 
     It runs on `clean`; what is patched in comes from `reference`. Swap them to denoise instead of
@@ -57,7 +31,8 @@ def sweep(
 
     - `clean`, `reference`: the inputs of a run, as `model.to_inputs` gives them; or a pair of
       log-mel frames and tokens.
-    - `sites`: see `heads`, `neurons` and `components`; or a list of single sites, or their texts.
+    - `sites`: see `heads`, `neurons` and `components`; or a list of single sites, or their texts. A
+      list of grids gives a list of results, all from the same runs.
     - `metric`: a function of logits `[batch pos d_vocab]` (see `metrics`); the mean over clips is
       what is reported. Or one of the transcript (see `text_metrics`), decoded under each
       intervention: `clean` then is what `model.generate` takes.
@@ -81,73 +56,9 @@ def sweep(
     operation = operation or ("zero" if reference is None else "replace")
     inputs = as_inputs(clean)
     others = None if reference is None else as_inputs(reference)
-    grid = as_grid(sites, model.config, inputs["tokens"].shape[1], operation_name(operation))
-    check_operation(operation, alpha, inputs, others)
-    desc = f"{operation_name(operation)} {_name(sites)}"
-    if isinstance(metric, TextMetric):
-        found, reference_value = decoded_rows(
-            model, inputs, others, grid.sites, metric, operation, alpha, progress, desc
-        )
-    else:
-        action, reference_value, taken = _action(model, grid, metric, others, operation, alpha)
-        rows = [[Intervention(site, action)] for site in grid.sites]
-        found = run_rows(
-            model, inputs, rows, metric, memory=memory, reserved=taken, progress=progress, desc=desc
-        )
-    return SweepResult(
-        values=found.values.reshape(grid.shape),
-        axes=grid.axes,
-        sites=[str(site) for site in grid.sites],
-        clean=found.clean,
-        reference=reference_value,
-        metric=getattr(metric, "name", getattr(metric, "__name__", "metric")),
-        operation=operation_name(operation),
-        alpha=alpha,
-        model=model.name,
-        tokens=token_texts(model, grid, inputs["tokens"]),
-        plain=[str(grid.sites[number]) for number in found.plain],
-    )
-
-
-def token_texts(model: Any, grid: Grid, tokens: Tokens) -> list[str] | None:
-    """Texts of the decoder's positions, where one clip has them and the model can read them."""
-    in_decoder = grid.sites[0].hook.startswith("decoder")
-    if getattr(model, "tokenizer", None) is None or not in_decoder or len(tokens) > 1:
-        return None
-    texts: list[str] = model.to_str_tokens(tokens)
-    return texts
-
-
-def _action(
-    model: Any,
-    grid: Grid,
-    metric: AnyMetric,
-    reference: Inputs | None,
-    operation: Operation,
-    alpha: float,
-) -> tuple[Action, float, int]:
-    """What happens at each site, the metric of the reference run, and the bytes that are kept."""
-    cache, value = None, math.nan
-    if reference is not None:
-        touched = [site.hook for site in grid.sites]
-        cache, value = _reference_run(model, reference, list(dict.fromkeys(touched)), metric)
-    taken = sum(tensor.nbytes for tensor in (cache or {}).values())
-    return as_action(operation, cache, alpha), value, taken
-
-
-def _reference_run(
-    model: Any, reference: Inputs, touched: list[str], metric: AnyMetric
-) -> tuple[dict[str, Tensor], float]:
-    """The activations that are patched in, and the metric where they come from (NaN without)."""
-    recorder = CacheRecorder({}, device=None, dtype=None, copy=model.has_hooks)
-    n_pos = reference["tokens"].shape[1]
-    reads = reads_of(metric, n_pos)
-    at_tail = any(name.startswith(_TAIL) for name in touched)
-    with model.hooks([(touched, recorder.keep)]):
-        logits = CleanRun(model, reference, range(n_pos) if at_tail else reads, ()).logits
-    here = logits[:, reads.start : reads.stop : reads.step] if at_tail else logits
-    return recorder.tensors, float(measured(metric, here))
-
-
-def _name(sites: Sites | Sequence[Any]) -> str:
-    return sites.name if isinstance(sites, Sites) else "sites"
+    name = operation_name(operation)
+    grids = as_grids(sites, model.config, inputs["tokens"].shape[1], name)
+    one = GridSweep(model, inputs, others, metric, operation, alpha, memory)
+    desc = f"{name} {sites.name}" if isinstance(sites, Sites) else name
+    results: list[SweepResult] = one.run(grids, progress, desc)
+    return results if are_several(sites) else results[0]

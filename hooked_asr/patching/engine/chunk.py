@@ -15,8 +15,9 @@ from hooked_asr.patching.engine.clean import CleanRun, Stream, unembedded
 from hooked_asr.patching.engine.rows import Row
 from hooked_asr.shapes import Logits
 
-# Positions that run together on a CPU: more do not make its products faster, and leave its caches.
-ON_CPU = 2048
+# Encoder positions that run together on a CPU: more do not make its products faster, and leave its
+# caches.
+_ON_CPU = 2048
 Batch = tuple[list[Row], Stream | None]
 
 
@@ -118,7 +119,7 @@ class Chunk:
         """Rows of the encoder a few at a time on a CPU, whose caches all of them would overflow."""
         size, at_once = self.clean.sizes["clip"], len(rows)
         if self.stages.in_encoder(stage) and self.model.device.type == "cpu":
-            at_once = max(1, ON_CPU // (size * stream.shape[1]))
+            at_once = max(1, _ON_CPU // (size * stream.shape[1]))
         for first in range(0, len(rows), at_once):
             some = rows[first : first + at_once]
             yield some, stream[first * size : (first + len(some)) * size]

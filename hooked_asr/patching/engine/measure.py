@@ -23,3 +23,8 @@ def measured(metric: AnyMetric, here: Logits) -> Tensor:
     """A metric's mean over clips, from the logits at the positions that it reads."""
     value = metric.measure(here.float()) if isinstance(metric, Metric) else metric(here)
     return torch.as_tensor(value).float().mean()
+
+
+def metric_name(metric: AnyMetric) -> str:
+    """What a metric, or any function in its place, is called."""
+    return str(getattr(metric, "name", getattr(metric, "__name__", "metric")))

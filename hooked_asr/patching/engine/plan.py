@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from hooked_asr.names import select
-from hooked_asr.patching.engine.chunk import ON_CPU
 from hooked_asr.patching.engine.clean import CleanRun, sizes_of
 from hooked_asr.patching.engine.measure import AnyMetric, measured, reads_of
 from hooked_asr.patching.engine.memory import Costs, MemoryLimitError, readable
@@ -21,6 +20,8 @@ Inputs = Mapping[str, Tensor]
 # Rows that begin within this share of each other's positions run together: a little more is
 # computed, in fewer steps.
 _NEAR = 0.125
+# Decoder positions that run together on a CPU.
+_ON_CPU = 4096
 
 
 class Plan:
@@ -153,7 +154,7 @@ class Plan:
         if row.start - first.start > _NEAR * n_positions:
             return False
         n_rows = len(chunk) + 1
-        if self.model.device.type == "cpu" and n_rows * n_positions > ON_CPU:
+        if self.model.device.type == "cpu" and n_rows * n_positions > _ON_CPU:
             return False
         cost = max(map(self._cost, [first, row]))
         return n_rows * cost <= free
