@@ -22,7 +22,7 @@ from hooked_asr.patching.dataset_plan import (
     wishes_of,
 )
 from hooked_asr.patching.dataset_result import DatasetResult, SweptPair, SweptSites
-from hooked_asr.patching.grid import Sites
+from hooked_asr.patching.grid import Sites, as_grid
 from hooked_asr.patching.grid_sweep import GridSweep
 from hooked_asr.patching.inputs import PatchingInputs, patching_inputs
 from hooked_asr.patching.manifest import Pair, read_pairs
@@ -141,6 +141,8 @@ def _sweep(
     model: Any, inputs: PatchingInputs, reference: Inputs | None, plan: Plan
 ) -> list[SweepResult]:
     """All grids from the same runs."""
+    n_pos = inputs.clean["tokens"].shape[1]
+    grids = [as_grid(wish, model.config, n_pos, plan.operation) for wish in plan.wishes]
     one = GridSweep(
         model,
         inputs.clean,
@@ -150,7 +152,7 @@ def _sweep(
         plan.alpha,
         _memory(model) if plan.memory is None else plan.memory,
     )
-    return one.run(plan.grids)
+    return one.run(grids)
 
 
 def _memory(model: Any) -> int | None:

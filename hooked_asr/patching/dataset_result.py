@@ -133,8 +133,7 @@ class DatasetResult:
             mean = torch.from_numpy(self.means(sites, what).mean)
             if mean.isnan().all():
                 raise ResultError(f"there is nothing to plot: every {what} of this result is NaN")
-            axes = {name: _labels(labels) for name, labels in sites.axes.items()}
-            panels.append(heatmap(mean, axes, label=f"mean {what}", title=sites.name))
+            panels.append(heatmap(mean, sites.axes, label=f"mean {what}", title=sites.name))
         return side_by_side(panels, title=self._title, subtitle=self._subtitle)
 
     def plot_top(self, k: int = 20, level: float = 0.95, method: str = "bca") -> alt.LayerChart:
@@ -240,11 +239,6 @@ def _index(sites: SweptSites) -> pd.DataFrame:
     table = index.to_frame(index=False).convert_dtypes()
     table["sites"], table["site"] = sites.name, sites.sites
     return table
-
-
-def _labels(labels: list[str | int]) -> list[str | int]:
-    """Labels that a chart's axis can hold: all numbers, or all texts (position 0, and span 1-2)."""
-    return labels if len({type(one) for one in labels}) == 1 else [str(one) for one in labels]
 
 
 def _swept(fields: dict[str, Any]) -> SweptSites:

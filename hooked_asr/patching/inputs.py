@@ -71,5 +71,5 @@ def patching_inputs(
 
 
 def _prompt_alone(run: Inputs, n_prompt: int) -> Inputs:
-    cut = {name: run[name][:, :n_prompt] for name in ("tokens", "attention_mask") if name in run}
-    return {**run, **cut}
+    by_token = [name for name in run if name in ("tokens", "attention_mask")]
+    return {**run, **{name: run[name][:, :n_prompt] for name in by_token}}

@@ -35,6 +35,7 @@ def heatmap(
     if len(axes) not in (2, 3) or values.shape != tuple(map(len, axes.values())):
         sizes = {name: len(labels) for name, labels in axes.items()}
         raise ValueError(f"a heatmap has 2 or 3 axes; got {sizes} for shape {list(values.shape)}")
+    axes = {name: _of_one_kind(labels) for name, labels in axes.items()}
     names = list(axes)
     down, across = names[0], names[-1]
     numbers = [number if math.isfinite(number) else None for number in values.flatten().tolist()]
@@ -70,6 +71,11 @@ def _colours(
     # All zeros still need a range; any will show them as white.
     reach = max((abs(number) for number in numbers if number is not None), default=0.0) or 1.0
     return alt.Scale(scheme="redblue", domain=[-reach, reach], reverse=True)
+
+
+def _of_one_kind(labels: Sequence[str | int]) -> Sequence[str | int]:
+    """Numbers among texts (a position beside a span of them) as texts too, or none would sort."""
+    return labels if len({type(label) for label in labels}) == 1 else list(map(str, labels))
 
 
 def _order(labels: Sequence[Any]) -> alt.Scale:

@@ -50,6 +50,14 @@ def test_the_middle_one_of_three_axes_has_a_panel_for_each_label():
         assert cell["change"] == values[tuple(place)].item()
 
 
+def test_numbers_among_texts_become_texts():
+    axes = {"layer": [0, 1], "position": [0, "1-2"]}
+    chart = heatmap(torch.zeros(2, 2), axes, label="change").to_dict()
+    assert chart["encoding"]["x"]["scale"]["domain"] == ["0", "1-2"]
+    assert chart["encoding"]["y"]["scale"]["domain"] == [0, 1]
+    assert {cell["position"] for cell in chart["data"]["values"]} == {"0", "1-2"}
+
+
 def test_labels_keep_their_order():
     chart = drawn(torch.zeros(2, 2, 3), THREE)
     assert encoding(chart)["y"]["scale"]["domain"] == THREE["layer"]

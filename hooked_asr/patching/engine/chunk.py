@@ -117,9 +117,11 @@ class Chunk:
         self, rows: list[Row], stream: Stream, stage: int
     ) -> Iterator[tuple[list[Row], Stream]]:
         """Rows of the encoder a few at a time on a CPU, whose caches all of them would overflow."""
-        size, at_once = self.clean.sizes["clip"], len(rows)
-        if self.stages.in_encoder(stage) and self.model.device.type == "cpu":
-            at_once = max(1, _ON_CPU // (size * stream.shape[1]))
+        if not self.stages.in_encoder(stage) or self.model.device.type != "cpu":
+            yield rows, stream
+            return
+        size = self.clean.sizes["clip"]
+        at_once = max(1, _ON_CPU // (size * stream.shape[1]))
         for first in range(0, len(rows), at_once):
             some = rows[first : first + at_once]
             yield some, stream[first * size : (first + len(some)) * size]

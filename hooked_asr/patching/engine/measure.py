@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -25,6 +26,6 @@ def measured(metric: AnyMetric, here: Logits) -> Tensor:
     return torch.as_tensor(value).float().mean()
 
 
-def metric_name(metric: AnyMetric) -> str:
+def metric_name(metric: Any) -> str:
     """What a metric, or any function in its place, is called."""
     return str(getattr(metric, "name", getattr(metric, "__name__", "metric")))
