@@ -263,3 +263,19 @@ def test_what_only_this_family_takes_is_refused_elsewhere(run, clips, options, m
     done = run(*(word.format(low=low) for word in options), "-m", "whisper-nano")
     assert done.code == 2
     assert re.match(f"error: .*{message}", done.err)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_word_error_rates_are_of_what_follows_the_prompt(model, clips):
+    runs = patching_inputs(model, clips / "low.wav", metric="wer", text="a b", prompt=PROMPT)
+    prompt = model.to_inputs(clips / "low.wav", prompt=PROMPT)
+    assert torch.equal(runs.clean["tokens"], prompt["tokens"])
+    result = sweep(
+        model,
+        clean=runs.clean,
+        reference=runs.reference,
+        sites=heads("encoder.attn", layers=[1]),
+        metric=runs.metric,
+        progress=False,
+    )
+    assert result.clean == runs.metric(model.generate(**prompt)[0].text)
