@@ -140,7 +140,7 @@ class Sites:
         return groups
 
 
-AnySites = Sites | Sequence[Sites] | Sequence[Site | str]
+AnySites = Sites | Sequence[Sites | Site | str]  # a list is of one kind, which `as_grids` checks
 
 
 def as_grids(sites: AnySites, config: ModelConfig, n_pos: int, name: str) -> list[Grid]:
@@ -148,9 +148,18 @@ def as_grids(sites: AnySites, config: ModelConfig, n_pos: int, name: str) -> lis
 
     Raises `SitesError` as `as_grid`.
     """
-    if are_several(sites):
-        return [one.grid(config, n_pos) for one in sites]  # type: ignore[union-attr]
-    return [as_grid(sites, config, n_pos, name)]  # type: ignore[arg-type]
+    if isinstance(sites, Sites):
+        return [as_grid(sites, config, n_pos, name)]
+    wishes = [one for one in sites if isinstance(one, Sites)]
+    single = [one for one in sites if not isinstance(one, Sites)]
+    if wishes and single:
+        raise SitesError(
+            "sites are those of `heads`, `neurons` or `components`, a list of these, or a list of "
+            "single sites; got a mixture"
+        )
+    if wishes:
+        return [as_grid(one, config, n_pos, name) for one in wishes]
+    return [as_grid(single, config, n_pos, name)]
 
 
 def are_several(sites: AnySites) -> bool:
@@ -165,15 +174,10 @@ def as_grid(
 ) -> Grid:
     """The grid of a wish, or of single sites in a row, named after what is done there.
 
-    Raises `SitesError` where there are none, or a list mixes both.
+    Raises `SitesError` where there are none.
     """
     if isinstance(sites, Sites):
         return sites.grid(config, n_pos)
-    if any(isinstance(one, Sites) for one in sites):
-        raise SitesError(
-            "sites are those of `heads`, `neurons` or `components`, a list of these, or a list of "
-            "single sites; got a mixture"
-        )
     single = [one if isinstance(one, Site) else Site.parse(one) for one in sites]
     if not single:
         raise SitesError("there are no sites: give heads(), components(), neurons(), or a list")
