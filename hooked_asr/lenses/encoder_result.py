@@ -1,0 +1,185 @@
+"""What the decoder makes of each encoder layer: transcripts, and what they have in common."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from hooked_asr.patching.loops import RepeatedText
+from hooked_asr.patching.saving import ResultError, save_as
+from hooked_asr.viz.lines import lines
+
+
+@dataclass(frozen=True)
+class LayerTranscript:
+    """What is heard where the encoder stops behind one layer; "embed" is before layer 0.
+
+    - `tokens`: the new ones, without the end token; `ended`: whether there was one.
+    - `empty`: no word is said; `loop`: what is said again and again, if anything is.
+    - `language`: in which the layer was asked, `told`: that which it would tell by itself; None
+      for a model that takes no language.
+    - `avg_logprob`: mean log-probability (nats) of the tokens, the end token included.
+    - `compression_ratio`: of the tokens' bytes, as a `Transcript`'s.
+    - `wer`, `cer`: against the clip's reference; None where the model has no tokenizer.
+    """
+
+    layer: str
+    text: str
+    tokens: list[int]
+    ended: bool
+    empty: bool
+    loop: RepeatedText | None
+    language: str | None
+    told: str | None
+    avg_logprob: float
+    compression_ratio: float
+    wer: float | None
+    cer: float | None
+
+
+@dataclass(frozen=True)
+class ClipLens:
+    """The transcripts of one clip, layer after layer.
+
+    `reference`: what they are compared with, which is what was "said", or what the "last layer"
+    gives, as `against` tells.
+    """
+
+    name: str
+    reference: str
+    against: str
+    layers: list[LayerTranscript]
+
+
+@dataclass(frozen=True)
+class EncoderLens:
+    """The transcripts of some clips at the same layers each; the last layer's is the ordinary one.
+
+    `min_repeats`: how often a loop says the same, at least.
+    """
+
+    clips: list[ClipLens]
+    min_repeats: int
+    model: str
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each clip and layer; `loop` is what is repeated, `count` how often."""
+        return pd.DataFrame([_row(clip, heard) for clip in self.clips for heard in clip.layers])
+
+    def counts(self) -> pd.DataFrame:
+        """One row for each layer, over all clips.
+
+        How many clips are `empty`, and how many have `loops`; mean error rates (`wer`, `cer`) over
+        the clips for which they are finite; the mean of the clips' `avg_logprob`.
+        """
+        return pd.DataFrame(
+            [
+                {
+                    "layer": layer,
+                    "clips": len(heard),
+                    "empty": sum(one.empty for one in heard),
+                    "loops": sum(one.loop is not None for one in heard),
+                    "wer": _mean(one.wer for one in heard),
+                    "cer": _mean(one.cer for one in heard),
+                    "avg_logprob": _mean(one.avg_logprob for one in heard),
+                }
+                for layer, heard in self._by_layer()
+            ]
+        )
+
+    def phrases(self, k: int = 3) -> pd.DataFrame:
+        """The `k` most frequent whole transcripts of each layer: of how many clips, of all.
+
+        A text that many clips give is no hearing of any of them: a stock phrase of the decoder.
+        """
+        return pd.DataFrame(
+            [
+                {"layer": layer, "text": text, "count": count, "of": len(heard)}
+                for layer, heard in self._by_layer()
+                for text, count in Counter(one.text for one in heard).most_common(k)
+            ],
+            columns=["layer", "text", "count", "of"],
+        )
+
+    def plot(self) -> alt.HConcatChart:
+        """Mean error rates, of words and of characters, by layer; see also `save`.
+
+        Raises `ResultError` where there are none, since the model had no tokenizer.
+        """
+        table = self.counts()
+        if table[["wer", "cer"]].isna().all(axis=None):
+            raise ResultError(
+                "no error rates to draw: a model without a tokenizer gives no texts to compare "
+                "(see from_hf), and of clips in which nothing is said there are none"
+            )
+        against = " or ".join(dict.fromkeys(clip.against for clip in self.clips))
+        drawn = {
+            name: list(zip(table["layer"], table[column], strict=True))
+            for name, column in (("words", "wer"), ("characters", "cer"))
+        }
+        return lines(
+            {"": drawn},
+            x="encoder stops behind layer",
+            y="error rate",
+            title=f"{Path(self.model).name}: {len(self.clips)} clips, against {against}",
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything (.json), the table (.csv), or the curves (.html, .png, .svg, .pdf).
+
+        Raises `ResultError` for another suffix.
+        """
+        save_as(path, lambda: asdict(self), self.to_pandas, self.plot)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> EncoderLens:
+        """Read what `save` wrote as JSON.
+
+        Raises `ResultError` for a file that holds something else.
+        """
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            clips = [_clip(one) for one in fields.pop("clips")]
+            return cls(clips=clips, **fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ResultError(f"{path} holds no saved encoder lens: {error!r}") from error
+
+    def _by_layer(self) -> Iterator[tuple[str, list[LayerTranscript]]]:
+        for heard in zip(*(clip.layers for clip in self.clips), strict=True):
+            yield heard[0].layer, list(heard)
+
+
+def _row(clip: ClipLens, heard: LayerTranscript) -> dict[str, Any]:
+    fields = {name: getattr(heard, name) for name in LayerTranscript.__dataclass_fields__}
+    loop = fields.pop("loop")
+    repeated = {
+        "loops": loop is not None,
+        "loop": loop.unit if loop else "",
+        "count": loop.count if loop else 0,
+    }
+    return {"clip": clip.name, **fields, **repeated, "against": clip.against}
+
+
+def _mean(numbers: Iterable[float | None]) -> float:
+    known = [number for number in numbers if number is not None and math.isfinite(number)]
+    return fmean(known) if known else math.nan
+
+
+def _clip(fields: dict[str, Any]) -> ClipLens:
+    layers = [_layer(one) for one in fields.pop("layers")]
+    return ClipLens(layers=layers, **fields)
+
+
+def _layer(fields: dict[str, Any]) -> LayerTranscript:
+    loop = fields.pop("loop")
+    return LayerTranscript(loop=loop and RepeatedText(**loop), **fields)
