@@ -18,7 +18,7 @@ from torch import Tensor
 from hooked_asr.hooks import Hooks
 from hooked_asr.lenses.errors import LensError
 from hooked_asr.lenses.logit_result import LogitLens
-from hooked_asr.lenses.reading import Reading
+from hooked_asr.lenses.reading import Reading, Translate
 from hooked_asr.names import select
 from hooked_asr.patching.operations import Inputs, Run, as_inputs
 
@@ -36,6 +36,7 @@ def logit_lens(
     pos_slice: int | slice | None = None,
     keep_logits: bool = False,
     fwd_hooks: Hooks = (),
+    translate: Translate | None = None,
     progress: bool = True,
 ) -> LogitLens:
     """Each decoder layer's stream through the final norm and the unembedding, at every position.
@@ -53,6 +54,8 @@ def logit_lens(
     - `keep_logits`: keep the logits too, `[site batch pos d_vocab]` on the CPU; otherwise they are
       reduced as they come, and never held for more than one layer.
     - `fwd_hooks`: read a run with these attached. They act in the run, not in the reading.
+    - `translate`: what a stream goes through before the norm, as `translate(site, stream)`: a tuned
+      lens. The last layer's "resid_post" is read as it is.
 
     It takes one forward and one unembedding for each layer but the last, whose logits at
     "resid_post" are the run's own.
@@ -69,7 +72,9 @@ def logit_lens(
         **run, names_filter=sites, pos_slice=where, fwd_hooks=fwd_hooks
     )
     follows = _following(run, positions, ahead)
-    reading = Reading(model, sites, cache, logits[:, where], follows.tokens, top_k, keep_logits)
+    reading = Reading(
+        model, sites, cache, logits[:, where], follows.tokens, top_k, keep_logits, translate
+    )
     with model.unhooked():
         found = reading.read(progress)
     found["final_tokens"] = logits[:, where].argmax(-1).cpu()

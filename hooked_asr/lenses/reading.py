@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hooked_asr.lenses.distributions import Distribution, compare
+
+# A stream of a site, as it would be behind the last layer: `translate(site, stream)`.
+Translate = Callable[[str, Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
 
 _CHUNK = 2**26  # bytes of logits, in float32, that are read at a time
 
@@ -23,6 +26,7 @@ class Reading:
     - `streams`: `[batch pos d_model]`, by their hooks' names; `sites` among them are read.
     - `logits`: the run's own. They stand for the last layer's "resid_post".
     - `ahead`: the tokens looked for at each position.
+    - `translate`: what streams go through before they are read; None to read them as they are.
     """
 
     model: Any
@@ -32,6 +36,7 @@ class Reading:
     ahead: Int[Tensor, "batch pos ahead"]
     top_k: int
     keep_logits: bool
+    translate: Translate | None = None
 
     def read(self, progress: bool) -> dict[str, Tensor]:
         """`[site batch pos ...]` on the CPU, by the fields of `LogitLens`."""
@@ -63,5 +68,7 @@ class Reading:
 
     def _unembedded(self, site: str, rows: slice) -> Float[Tensor, "row d_vocab"]:
         stream = self.streams[site].flatten(0, 1)[rows]
+        if self.translate is not None:
+            stream = self.translate(site, stream)
         logits: Tensor = self.model.unembed(self.model.decoder_final_ln(stream[None]))
         return logits[0]
