@@ -1,5 +1,6 @@
 """Causal experiments: patch or ablate site after site, and see what it does."""
 
+from hooked_asr.manifests import ManifestError
 from hooked_asr.patching.agreement import Agreement, compare
 from hooked_asr.patching.alignment_heads import find_alignment_heads
 from hooked_asr.patching.attribution import attribution
@@ -25,7 +26,7 @@ from hooked_asr.patching.grid import (
     parse_sites,
 )
 from hooked_asr.patching.loops import HeardClip, RepetitionError, hear_clips
-from hooked_asr.patching.manifest import ManifestError, Pair, read_pairs
+from hooked_asr.patching.manifest import Pair, read_pairs
 from hooked_asr.patching.metrics import (
     Metric,
     MetricError,

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from hooked_asr.interventions import Site
+from hooked_asr.manifests import clips_hash
 from hooked_asr.names import select
 from hooked_asr.patching.grid import Grid, Sites, as_grid
-from hooked_asr.patching.manifest import Pair, pairs_hash
+from hooked_asr.patching.manifest import Pair
 from hooked_asr.patching.operations import SweepError
 from hooked_asr.weights.fingerprint import fingerprint
 
@@ -109,7 +110,7 @@ def asked_of(model: Any, pairs: Sequence[Pair], plan: Plan) -> dict[str, Any]:
         "work": "sweep_dataset",
         "weights (hash)": fingerprint(model),
         "device": torch.device(model.device).type,
-        "pairs (hash)": pairs_hash(pairs),
+        "pairs (hash)": clips_hash(pairs),
         "sites": plan.names,
         "sites (hash)": hashlib.sha256(sites.encode()).hexdigest(),
         "metric": plan.metric,

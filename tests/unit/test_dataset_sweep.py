@@ -14,6 +14,7 @@ from tiny_checkpoint import save_checkpoint
 from hooked_asr import HookedWhisper
 from hooked_asr.errors import HookedASRError
 from hooked_asr.long_work import WorkError
+from hooked_asr.manifests import clips_hash
 from hooked_asr.patching import (
     DatasetResult,
     ManifestError,
@@ -29,7 +30,6 @@ from hooked_asr.patching import (
     sweep_dataset,
 )
 from hooked_asr.patching.inputs import patching_inputs
-from hooked_asr.patching.manifest import pairs_hash
 from hooked_asr.patching.saving import ResultError
 from hooked_asr.processes import Process
 from hooked_asr.records import RecordsError
@@ -312,7 +312,7 @@ def test_manifests_are_read_as_rows_are(tones):
     assert pairs[0].reference_in("noise") == str(tones / "1.wav")
     assert pairs[1].reference_in("noise") == "pink:5"
     assert read_pairs(pairs) == pairs
-    assert pairs_hash(pairs) == pairs_hash(read_pairs(lines)) != pairs_hash(pairs[::-1])
+    assert clips_hash(pairs) == clips_hash(read_pairs(lines)) != clips_hash(pairs[::-1])
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_manifests_are_read_as_rows_are(tones):
         ),
         ("p.csv", "audio,text\n0.wav,one, two\n", "line 2: more cells than columns"),
         ("p.csv", "audio,text\n,yes\n", "line 2: no audio"),
-        ("p.csv", "audio\n", "there are no pairs"),
+        ("p.csv", "audio\n", "there are no recordings"),
         ("p.csv", "", "no column 'audio'"),
         ("p.csv", 'audio\n"0.wav\n', "line 1: unexpected end"),
         ("p.jsonl", '{"audio": "0.wav"}\n{"audio":\n', "line 2: no JSON"),
