@@ -175,12 +175,33 @@ class ResidualStream(Mapping[Any, Tensor]):
         here. `tokens` is one id, or a tensor that broadcasts to [batch pos]. The terms and
         `decoder_final_ln.bias @ W_U[:, token]` (where that norm has a bias) sum to the logit.
         """
-        rows = self._need_model().W_U.T
-        direction = rows[tokens]
-        if incorrect_tokens is not None:
-            direction = direction - rows[incorrect_tokens]
         normed = self.apply_ln_to_stack(components)
+        direction = self._unembedding(tokens, incorrect_tokens)
         return (normed * self._like(direction, normed)).sum(-1)
+
+    def logit_directions(
+        self, tokens: int | Tensor, incorrect_tokens: int | Tensor | None = None
+    ) -> Float[Tensor, "*batch pos d_model"]:
+        """What a token's logit (or a difference of two) reads in the stream before the final norm.
+
+        `(components * directions).sum(-1)` is what `logit_attrs` gives, the norm being linear with
+        its scale fixed; no component has to be normed, or even be there as a vector. In float32 at
+        least.
+        """
+        scale = self["decoder_final_ln.hook_scale"]
+        scale = scale.to(torch.promote_types(scale.dtype, torch.float32))
+        norm = self._need_model().decoder_final_ln
+        behind = self._like(self._unembedding(tokens, incorrect_tokens), scale)
+        # The norm transposed: to centre is a symmetric map.
+        directions: Tensor = norm._centred(behind * self._like(norm.weight, scale)) / scale
+        return directions
+
+    def _unembedding(
+        self, tokens: int | Tensor, incorrect_tokens: int | Tensor | None
+    ) -> Float[Tensor, "... d_model"]:
+        rows: Tensor = self._need_model().W_U.T
+        direction = rows[tokens]
+        return direction if incorrect_tokens is None else direction - rows[incorrect_tokens]
 
     def _resid_at(self, layer: int | None, stack: str) -> Tensor:
         n_layers = self._need_model().config.stack(stack).n_layers

@@ -1,6 +1,7 @@
 """The logit lens against Hugging Face's hidden states, closed forms, and cases made by hand."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,9 +9,18 @@ import pytest
 import tiny
 import tiny_qwen2
 import torch
+from transformers import GenerationConfig
 
 from hooked_asr import HookedWhisper
-from hooked_asr.lenses import LensError, LogitLens, logit_lens, reading, saturation_layers
+from hooked_asr.interventions import zero
+from hooked_asr.lenses import (
+    LensError,
+    LogitLens,
+    logit_lens,
+    reading,
+    saturation_layers,
+    trace,
+)
 from hooked_asr.lenses.distributions import Distribution
 from hooked_asr.lenses.saturation import saturated_from
 from hooked_asr.nano import bundle
@@ -210,6 +220,158 @@ def test_what_cannot_be_read_is_refused(model, run, options, says):
 def test_qwen2_audio_has_no_stream_behind_cross_attention():
     with pytest.raises(LensError, match=r"decoder's resid_pre, resid_mid, resid_post; got"):
         read(tiny_qwen2.hooked(), tiny_qwen2.inputs(), at="resid_mid_cross")
+
+
+# --- Decodings ------------------------------------------------------------------------------------
+
+POST = "decoder.*.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return HookedWhisper.from_pretrained("whisper-nano", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def mel(nano):
+    return nano.to_mel([bundle.clip(name).path for name in ("english", "english_babble", "german")])
+
+
+def check_decoding(model, out, n_prompt, inputs=None, n_padding=0, **options):
+    """Against the same lens of a run on what was decoded; gives how long the rows were."""
+    lens = read(model, out, ahead=AHEAD, keep_logits=True)
+    whole = out.whole_tokens
+    lengths = [n_prompt + len(said.tokens) for said in out]
+    place = torch.arange(whole.shape[1] - 1)
+    padding = torch.as_tensor(n_padding).reshape(-1, 1)
+    real = (place >= padding) & (place < torch.tensor(lengths)[:, None])
+    assert torch.equal(lens.real, real)
+    forced = read(
+        model, {**inputs, "tokens": whole[:, :-1]}, ahead=AHEAD, keep_logits=True, **options
+    )
+    assert torch.equal(lens.top_tokens[..., 0][:, real], forced.top_tokens[..., 0][:, real])
+    assert torch.equal(lens.final_tokens[real], forced.final_tokens[real])
+    torch.testing.assert_close(lens.logits[:, real], forced.logits[:, real], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lens.kl[:, real], forced.kl[:, real], rtol=1e-3, atol=1e-4)
+    assert lens.entropy[:, ~real].isnan().all()
+    assert (lens.top_tokens[:, ~real] == -1).all()
+    for clip, length in enumerate(lengths):  # a row's end token is looked for, and nothing behind
+        last = min(length, len(place)) - 1
+        probs = lens.logits[:, clip, last].softmax(-1)[:, whole[clip, last + 1]]
+        torch.testing.assert_close(lens.ahead_prob[:, clip, last, 0], probs)
+        assert lens.ahead_prob[:, clip, last, 1].isnan().all()
+    return lengths
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_decodings_lens_is_that_of_a_run_on_what_was_said(nano, mel, num_beams, unchecked):
+    out = nano.generate(mel, language="en", names_filter=POST, num_beams=num_beams)
+    n_prompt = len(nano.prompt(language="en"))
+    lengths = check_decoding(nano, out, n_prompt, {"mel": mel})
+    assert len(set(lengths)) > 1  # some ended earlier
+
+
+def test_interventions_in_a_decoding_are_in_its_lens(nano, mel, unchecked):
+    changes = [zero("decoder.1.cross_attn.2"), zero("decoder.2.mlp")]
+    out = nano.generate(mel, language="en", names_filter=POST, interventions=changes)
+    plain = nano.generate(mel, language="en")
+    assert [one.tokens for one in out] != [one.tokens for one in plain]
+    n_prompt = len(nano.prompt(language="en"))
+    check_decoding(nano, out, n_prompt, {"mel": mel}, fwd_hooks=changes)
+
+
+@pytest.mark.parametrize("change", [None, "decoder.1.mlp"])
+def test_qwen2_audios_decodings_begin_behind_their_padding(change):
+    model = tiny_qwen2.hooked("deep")
+    run = tiny_qwen2.inputs([[100], [40], [61]], seed=1)
+    changes = [] if change is None else [zero(change)]
+    out = model.generate(**run, names_filter=POST, interventions=changes)
+    n_prompt = run["tokens"].shape[1]
+    n_new = out.whole_tokens.shape[1] - 1 - n_prompt
+    mask = torch.nn.functional.pad(run["attention_mask"], (0, n_new), value=1)
+    inputs = {**run, "attention_mask": mask}
+    n_padding = (run["attention_mask"] == 0).sum(1)
+    assert n_padding.unique().tolist() != [0]
+    lengths = check_decoding(model, out, n_prompt, inputs, n_padding, fwd_hooks=changes)
+    assert len(set(lengths)) > 1 or change
+
+
+def test_a_decodings_own_logits_are_the_ones_it_kept(nano, mel, unchecked):
+    def prefer(x, hook):
+        x[..., 7] += 50.0
+
+    hooks = [("unembed.hook_out", prefer)]
+    kept = [POST, "unembed.hook_out"]
+    out = nano.generate(mel[:1], language="en", names_filter=kept, fwd_hooks=hooks)
+    lens = read(nano, out, keep_logits=True, pos_slice=slice(2, 6))
+    assert torch.equal(lens.logits[-1], out.cache["unembed.hook_out"][:, 2:6])
+    assert (lens.final_tokens == 7).all()
+    assert lens.positions == [2, 3, 4, 5]
+    assert lens.kl[0].min() > 5
+    mid = nano.generate(
+        mel[:1], language="en", names_filter=["decoder.*.hook_resid_mid", "unembed.hook_out"]
+    )
+    assert read(nano, mid, at="resid_mid").final_tokens.tolist()[0][-1] == nano._end_token
+
+
+def test_windows_are_read_one_by_one():
+    model = tiny.hooked()
+    mel, _ = tiny.inputs(model)
+    out = model.generate(mel, names_filter=POST)
+    assert len(out.windows) > 1
+    with pytest.raises(LensError, match=f"took {len(out.windows)} windows"):
+        read(model, out)
+    for window in out.windows[:2]:
+        lens = read(model, window, keep_logits=True)
+        assert torch.equal(lens.tokens, window.whole_tokens)
+        last = window.cache["decoder.1.hook_resid_post"]
+        with torch.no_grad():
+            torch.testing.assert_close(lens.logits[-1], model.unembed(model.decoder_final_ln(last)))
+
+
+@pytest.mark.parametrize(
+    ("kept", "options", "says"),
+    [
+        (None, {}, r"kept 0 of the 2 .*names_filter=\['decoder\.\*\.hook_resid_post'\]"),
+        ("decoder.1.hook_resid_post", {}, r"kept 1 of the 2 .* not decoder\.0\.hook_resid_post"),
+        ("decoder.*.hook_resid_mid", {"at": "resid_mid"}, r"resid_mid', 'unembed\.hook_out'\]"),
+        (POST, {"fwd_hooks": [(POST, lambda x, hook: None)]}, "give fwd_hooks to generate"),
+        (POST, {"pos_slice": 11}, "positions 0 to 10"),
+    ],
+)
+def test_what_a_decoding_did_not_keep_is_told(kept, options, says):
+    model = tiny.hooked()
+    mel, _ = tiny.inputs(model)
+    out = model.generate(mel, names_filter=kept, max_new_tokens=10)
+    with pytest.raises(LensError, match=says):
+        read(model, out.windows[0], **options)
+
+
+def test_padding_of_a_decoding_is_told_from_its_tokens():
+    end, other_end, pad = 7, 8, 9
+    rules = GenerationConfig(eos_token_id=[end, other_end], pad_token_id=pad)
+    model = SimpleNamespace(generation_config=rules)
+    tokens = torch.tensor(
+        [
+            [pad, pad, 1, 2, 3, end, pad, pad],  # ended, behind a prompt padded in front
+            [1, end, 1, 2, 3, 4, 5, 6],  # the prompt has an end token; never ended
+            [1, 2, 3, 4, 5, 6, 1, other_end],  # ended with the last token
+            [1, 2, pad, 3, 4, pad, end, pad],  # says the padding token too
+        ]
+    )
+    known, spoken = trace._spoken(model, tokens)
+    assert known.int().tolist() == [
+        [0, 0, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1, 1, 0],
+    ]
+    assert spoken.int().tolist() == [
+        [0, 0, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1, 0],
+    ]
 
 
 # --- Closed forms ---------------------------------------------------------------------------------
