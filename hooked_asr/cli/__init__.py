@@ -9,6 +9,7 @@ import typer
 
 from hooked_asr.cli.demo import demo
 from hooked_asr.cli.hooks import hooks
+from hooked_asr.cli.lens import lens
 from hooked_asr.cli.messages import say_error, say_warning
 from hooked_asr.cli.nano import nano
 from hooked_asr.cli.patch import patch
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 for command in (demo, patch, repetition, transcribe, hooks, validate):
     app.command()(command)
+app.add_typer(lens, name="lens")
 app.add_typer(nano, name="nano")
 
 

@@ -25,6 +25,8 @@ from hooked_asr.lenses.encoder_inputs import (
     texts_of,
 )
 from hooked_asr.lenses.encoder_result import ClipLens, EncoderLens, LayerTranscript
+from hooked_asr.lenses.tuned import TunedLens
+from hooked_asr.lenses.tuned_streams import sites_of
 from hooked_asr.patching.loops import longest_loop
 from hooked_asr.shapes import Audio, Mel, MelMask
 from hooked_asr.speech import cer, language_code, normaliser, token_compression_ratio, wer
@@ -44,6 +46,7 @@ class _Settings:
     sample_rate: int | None
     batch_size: int
     progress: bool
+    tuned: TunedLens | None
 
 
 @torch.no_grad()
@@ -59,6 +62,7 @@ def encoder_lens(
     max_new_tokens: int | None = None,
     sample_rate: int | None = None,
     batch_size: int = 32,
+    tuned: TunedLens | None = None,
     progress: bool = False,
     **asked: Any,
 ) -> EncoderLens:
@@ -85,21 +89,35 @@ def encoder_lens(
       the checkpoint's tokenizer ("en" for a model that takes no language).
     - `min_repeats`: see `speech.find_loops`. `sample_rate`: of samples (Hz).
     - `batch_size`: layers at a time; keys and values of each take memory.
+    - `tuned`: a lens for the encoder, by which each layer's stream but the last goes to where the
+      last one ends, before the final norm. A model that pools does so behind it, which is the same
+      as before it: translators are affine, and commute with a mean.
     - `asked`: how the model is asked: `task` for Whisper, `prompt` for Qwen2-Audio.
 
     Hooks that are attached to the model act here too.
 
     Raises `EncoderLensError` for layers or options that the model lacks, or as many texts said as
-    there are no clips; `PromptError` for a language that the checkpoint lacks; `AudioError` for
-    clips that are too long; `WordErrorsError` where jiwer is not installed.
+    there are no clips; `LensError` for a `tuned` lens that does not fit; `PromptError` for a
+    language that the checkpoint lacks; `AudioError` for clips that are too long; `WordErrorsError`
+    where jiwer is not installed.
 
     Source: "DecoderLens: Layerwise Interpretation of Encoder-Decoder Transformers" (2023), section
     3; "Beyond Transcription: Mechanistic Interpretability in ASR" (2025) has it for Whisper and
     Qwen2-Audio.
     """
     check_options(model, language, asked, batch_size)
+    if tuned is not None:
+        tuned.check_fits(model, "encoder")
     settings = _Settings(
-        language, asked, normalise, min_repeats, max_new_tokens, sample_rate, batch_size, progress
+        language,
+        asked,
+        normalise,
+        min_repeats,
+        max_new_tokens,
+        sample_rate,
+        batch_size,
+        progress,
+        tuned,
     )
     depths = depths_of(model, layers)
     clips = clips_of(audio)
@@ -122,7 +140,7 @@ def _clip_lens(
     model: Any, name: str, clip: Any, said: str | None, depths: list[int], settings: _Settings
 ) -> ClipLens:
     mel, mel_mask, prompt = _inputs(model, clip, settings)
-    outputs = _outputs(model, mel, mel_mask, depths)
+    outputs = _outputs(model, mel, mel_mask, depths, settings.tuned)
     told = _told(model, outputs, settings.batch_size)
     spoken = _spoken(told, settings.language)
     prompt = prompt or _prompts(model, spoken, settings.asked)
@@ -161,7 +179,7 @@ def _error_rates(
 
 
 def _outputs(
-    model: Any, mel: Mel, mel_mask: MelMask | None, depths: list[int]
+    model: Any, mel: Mel, mel_mask: MelMask | None, depths: list[int], tuned: TunedLens | None
 ) -> Float[Tensor, "layer audio d_enc"]:
     """What the encoder would put out behind so many layers; each layer runs once."""
     n_layers = model.config.encoder.n_layers
@@ -170,6 +188,9 @@ def _outputs(
     for layer in range(n_layers):
         resid = model.encode(resid, mel_mask, start_at=layer, stop_at=layer + 1)
         streams.append(resid)
+    if tuned is not None:
+        sites = sites_of("encoder", n_layers)
+        streams[:-1] = [tuned(*one) for one in zip(sites, streams[:-1], strict=True)]
     # Behind its layers an encoder mixes no rows, and has no use for a mask.
     ends = [model.encode(streams[depth], start_at=n_layers) for depth in depths]
     return torch.cat(ends)

@@ -6,8 +6,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -52,49 +52,72 @@ class ClipLens:
     """The transcripts of one clip, layer after layer.
 
     `reference`: what they are compared with, which is what was "said", or what the "last layer"
-    gives, as `against` tells.
+    gives, as `against` tells. `language`: that spoken, where it is known without the model.
     """
 
     name: str
     reference: str
     against: str
     layers: list[LayerTranscript]
+    language: str | None = None
+
+    @property
+    def spoken(self) -> str:
+        """The language that is known, or that the last layer was asked in; "" without either."""
+        return self.language or self.layers[-1].language or ""
 
 
 @dataclass(frozen=True)
 class EncoderLens:
     """The transcripts of some clips at the same layers each; the last layer's is the ordinary one.
 
-    `min_repeats`: how often a loop says the same, at least.
+    `min_repeats`: how often a loop says the same, at least. `failed`: why there is nothing of it,
+    for each clip that was skipped.
     """
 
     clips: list[ClipLens]
     min_repeats: int
     model: str
+    failed: dict[str, str] = field(default_factory=dict)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row for each clip and layer; `loop` is what is repeated, `count` how often."""
         return pd.DataFrame([_row(clip, heard) for clip in self.clips for heard in clip.layers])
 
-    def counts(self) -> pd.DataFrame:
-        """One row for each layer, over all clips.
+    def counts(self, by: str | Sequence[str] | None = None) -> pd.DataFrame:
+        """One row for each layer, over all clips; or for each group of clips and layer.
 
         How many clips are `empty`, and how many have `loops`; mean error rates (`wer`, `cer`) over
         the clips for which they are finite; the mean of the clips' `avg_logprob`.
+
+        `by`: "language", that spoken ("" where it is not known), or what each clip is grouped by;
+        it is the table's first column, "language" or "group".
+
+        Raises `ResultError` for anything else, or not as many groups as clips.
+        """
+        if by is None:
+            return pd.DataFrame(_counts(self.clips))
+        name, groups = self._groups(by)
+        return pd.DataFrame(
+            [
+                {name: group, **row}
+                for group in sorted(set(groups))
+                for row in _counts(_those(self.clips, groups, group))
+            ]
+        )
+
+    def languages(self) -> pd.DataFrame:
+        """One row for each layer and language: how many clips it tells to be in it, of all.
+
+        The most frequent first; none for a model that takes no language.
         """
         return pd.DataFrame(
             [
-                {
-                    "layer": layer,
-                    "clips": len(heard),
-                    "empty": sum(one.empty for one in heard),
-                    "loops": sum(one.loop is not None for one in heard),
-                    "wer": _mean(one.wer for one in heard),
-                    "cer": _mean(one.cer for one in heard),
-                    "avg_logprob": _mean(one.avg_logprob for one in heard),
-                }
-                for layer, heard in self._by_layer()
-            ]
+                {"layer": layer, "told": language, "clips": count, "of": len(heard)}
+                for layer, heard in _by_layer(self.clips)
+                for language, count in Counter(filter(None, (o.told for o in heard))).most_common()
+            ],
+            columns=["layer", "told", "clips", "of"],
         )
 
     def phrases(self, k: int = 3) -> pd.DataFrame:
@@ -105,7 +128,7 @@ class EncoderLens:
         return pd.DataFrame(
             [
                 {"layer": layer, "text": text, "count": count, "of": len(heard)}
-                for layer, heard in self._by_layer()
+                for layer, heard in _by_layer(self.clips)
                 for text, count in Counter(one.text for one in heard).most_common(k)
             ],
             columns=["layer", "text", "count", "of"],
@@ -149,14 +172,46 @@ class EncoderLens:
         """
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
-            clips = [_clip(one) for one in fields.pop("clips")]
+            clips = [clip_from(one) for one in fields.pop("clips")]
             return cls(clips=clips, **fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ResultError(f"{path} holds no saved encoder lens: {error!r}") from error
 
-    def _by_layer(self) -> Iterator[tuple[str, list[LayerTranscript]]]:
-        for heard in zip(*(clip.layers for clip in self.clips), strict=True):
-            yield heard[0].layer, list(heard)
+    def _groups(self, by: str | Sequence[str]) -> tuple[str, list[str]]:
+        """What the groups are called, and each clip's."""
+        if by == "language":
+            return "language", [clip.spoken for clip in self.clips]
+        if isinstance(by, str) or len(by) != len(self.clips):
+            raise ResultError(
+                f"clips are grouped by 'language', or by a list of {len(self.clips)} names, one "
+                f"for each clip; got {by!r}"
+            )
+        return "group", list(by)
+
+
+def _by_layer(clips: Sequence[ClipLens]) -> Iterator[tuple[str, list[LayerTranscript]]]:
+    for heard in zip(*(clip.layers for clip in clips), strict=True):
+        yield heard[0].layer, list(heard)
+
+
+def _counts(clips: Sequence[ClipLens]) -> list[dict[str, Any]]:
+    """A row for each layer."""
+    return [
+        {
+            "layer": layer,
+            "clips": len(heard),
+            "empty": sum(one.empty for one in heard),
+            "loops": sum(one.loop is not None for one in heard),
+            "wer": _mean(one.wer for one in heard),
+            "cer": _mean(one.cer for one in heard),
+            "avg_logprob": _mean(one.avg_logprob for one in heard),
+        }
+        for layer, heard in _by_layer(clips)
+    ]
+
+
+def _those(clips: Sequence[ClipLens], groups: Sequence[str], group: str) -> list[ClipLens]:
+    return [clip for clip, own in zip(clips, groups, strict=True) if own == group]
 
 
 def _row(clip: ClipLens, heard: LayerTranscript) -> dict[str, Any]:
@@ -175,9 +230,10 @@ def _mean(numbers: Iterable[float | None]) -> float:
     return fmean(known) if known else math.nan
 
 
-def _clip(fields: dict[str, Any]) -> ClipLens:
-    layers = [_layer(one) for one in fields.pop("layers")]
-    return ClipLens(layers=layers, **fields)
+def clip_from(fields: Mapping[str, Any]) -> ClipLens:
+    """A clip's lens as it was before `asdict`."""
+    layers = [_layer(dict(one)) for one in fields["layers"]]
+    return ClipLens(**{**fields, "layers": layers})
 
 
 def _layer(fields: dict[str, Any]) -> LayerTranscript:

@@ -149,6 +149,7 @@ def _result(
         tokens=passed.tokens,
         real=passed.real,
         model=model.name,
+        name="logit lens",
         texts=texts_of(model, *tokens),
         logits=logits,
     )

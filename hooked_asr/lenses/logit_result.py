@@ -37,6 +37,7 @@ class LogitLens:
     - `final_tokens`: the likeliest token by the model's own logits; `final_rank`, `final_prob`: how
       many tokens are likelier than that one at a site (0: it is the top), and its probability.
     - `ahead_rank`, `ahead_prob`: the same of the tokens that really follow; NaN where none does.
+    - `name`: of the lens: a tuned one reads the same.
     - `texts`: of every token above, where the model has a tokenizer.
     - `logits`: only where they were asked for, in the model's own float type.
     """
@@ -55,6 +56,7 @@ class LogitLens:
     ahead_rank: Float[Tensor, "site batch pos ahead"]
     ahead_prob: Float[Tensor, "site batch pos ahead"]
     model: str
+    name: str
     texts: dict[int, str] = field(default_factory=dict)
     logits: Float[Tensor, "site batch pos d_vocab"] | None = None
 
@@ -122,7 +124,7 @@ class LogitLens:
             down=down,
             colour=what,
             text="top",
-            title=f"Logit lens: {what.replace('_', ' ')}",
+            title=f"{self.name.capitalize()}: {what.replace('_', ' ')}",
             subtitle=f"{Path(self.model).name}; clip {clip}; in the cells the likeliest token",
             bounds=(0.0, 1.0) if what.endswith("prob") else None,
         )
@@ -178,7 +180,7 @@ class LogitLens:
 def _tensor(name: str, found: dict[str, Any]) -> Any:
     """A field as it was before it was plain; null was NaN."""
     value = found[name]
-    if name in ("sites", "positions", "model"):
+    if name in ("sites", "positions", "model", "name"):
         return value
     if name in _IDS or name == "real":
         return torch.tensor(value)

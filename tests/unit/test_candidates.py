@@ -58,6 +58,7 @@ def lens_of(model, top, final, tokens=None, real=None):
         ahead_rank=zeros[..., None],
         ahead_prob=zeros[..., None],
         model=model.name,
+        name="logit lens",
         texts=dict(zip(ids, model.to_str_tokens(ids), strict=True)) if model.tokenizer else {},
     )
 

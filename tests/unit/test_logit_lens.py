@@ -430,6 +430,7 @@ def constructed(tops, streams=("resid_post",), final=FINAL):
         ahead_rank=numbers[..., None],
         ahead_prob=numbers[..., None],
         model="made by hand",
+        name="logit lens",
     )
 
 
