@@ -13,10 +13,13 @@ from hooked_asr.viz.printable import printable
 
 def save(chart: Any, path: str | os.PathLike[str]) -> None:
     """Write an Altair chart as .html (one file that needs no network), .png, .svg or .pdf."""
-    shown = alt.Chart.from_dict(_printable(chart.to_dict()))
+    spec = chart.to_dict()
+    shown = _printable(spec)
+    if shown != spec:  # seldom, and slow
+        chart = alt.Chart.from_dict(shown, validate=False)
     options: dict[str, dict[str, Any]] = {".html": {"inline": True}, ".png": {"scale_factor": 2.0}}
     with written_aside(path) as aside:
-        shown.save(str(aside), **options.get(aside.suffix, {}))
+        chart.save(str(aside), **options.get(aside.suffix, {}))
 
 
 def _printable(spec: Any) -> Any:
