@@ -16,7 +16,7 @@ def save(chart: Any, path: str | os.PathLike[str]) -> None:
     spec = chart.to_dict()
     shown = _printable(spec)
     if shown != spec:  # seldom, and slow
-        chart = alt.Chart.from_dict(shown, validate=False)
+        chart = alt.Chart.from_dict(shown)
     options: dict[str, dict[str, Any]] = {".html": {"inline": True}, ".png": {"scale_factor": 2.0}}
     with written_aside(path) as aside:
         chart.save(str(aside), **options.get(aside.suffix, {}))
