@@ -102,7 +102,8 @@ class Mean(Action):
 class Add(Action):
     """`original + scale * direction`; the direction is `[d]`, or `[head d]` for several heads.
 
-    `d` are the neurons of the site, where it names some.
+    `d` are the neurons of the site, where it names some. At `scale=0` nothing happens, to the last
+    bit.
     """
 
     kind = "add"
@@ -110,9 +111,43 @@ class Add(Action):
     scale: float = 1.0
 
     def value(self, x: Activation, hook: Any, region: Region) -> Activation | None:
+        if self.scale == 0.0:  # not even the sign of a zero is another
+            return None
         here = x[region.local]
         direction = _fit("direction", self.direction.to(x.device, x.dtype), here, hook)
         return here + self.scale * direction
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp(Action):
+    """`x + (target - x @ read) @ write`: the coordinates that `read` takes become `target`.
+
+    - `read`: `[d k]`; `write`: `[k d]`; `target`: `[k]`. The coordinates are `target` exactly where
+      `write @ read` is the identity, and nothing else changes then that `write` does not span.
+    - `d` are the last axis of the site, the neurons alone where it names some; of several heads,
+      each is treated alike. Half precision is computed in float32.
+    """
+
+    kind = "clamp"
+    read: Tensor
+    write: Tensor
+    target: Tensor
+
+    def apply(self, x: Activation) -> Activation:
+        """What becomes of activations `[… d]`."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        read, write, target = (one.to(wide) for one in (self.read, self.write, self.target))
+        moved: Tensor = wide + (target - wide @ read) @ write
+        return moved.to(x.dtype)
+
+    def value(self, x: Activation, hook: Any, region: Region) -> Activation | None:
+        here = x[region.local]
+        if here.shape[-1] != len(self.read):
+            raise InterventionError(
+                f"a clamp of {len(self.read)} dimensions does not fit {list(here.shape)} at "
+                f"{hook.name} ({' '.join(hook.spec.axes)})"
+            )
+        return self.apply(here)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +178,7 @@ class Custom(Action):
         return out
 
 
-ACTIONS = {action.kind: action for action in (Zero, Replace, Mean, Add, Custom)}
+ACTIONS = {action.kind: action for action in (Zero, Replace, Mean, Add, Clamp, Custom)}
 
 
 def _read(source: Source, hook: Any, x: Activation, region: Region) -> Activation:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
+from jaxtyping import Float
 from torch import Tensor
 
 from hooked_asr.generation.lockstep import Lockstep
-from hooked_asr.interventions.actions import Action, Add, Custom, Mean, Replace, Source, Zero
+from hooked_asr.interventions.actions import (
+    Action,
+    Add,
+    Clamp,
+    Custom,
+    Mean,
+    Replace,
+    Source,
+    Zero,
+)
 from hooked_asr.interventions.region import region
 from hooked_asr.interventions.site import Activation, InterventionError, Site, as_numbers
 from hooked_asr.interventions.span import Span
@@ -140,6 +151,18 @@ def mean(site: Site | str, source: Source | None = None) -> Intervention:
 def add(site: Site | str, direction: Tensor, scale: float = 1.0) -> Intervention:
     """Add a direction."""
     return Intervention(_site(site), Add(direction, scale))
+
+
+def clamp(site: Site | str, direction: Float[Tensor, " d"], value: float = 0.0) -> Intervention:
+    """Set the coordinate along a direction (as a unit vector) to a value; 0 projects it out.
+
+    Raises `InterventionError` for a direction of no length.
+    """
+    norm = float(direction.norm())
+    if not 0 < norm < math.inf:
+        raise InterventionError(f"a direction has a length, finite and not 0; got {norm}")
+    unit = direction / norm
+    return Intervention(_site(site), Clamp(unit[:, None], unit[None], unit.new_tensor([value])))
 
 
 def custom(site: Site | str, fn: Callable[..., Tensor | None]) -> Intervention:
