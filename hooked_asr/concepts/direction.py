@@ -20,8 +20,8 @@ from hooked_asr.concepts.features import (
     placed,
     weights_of,
 )
-from hooked_asr.concepts.tensor_file import read_tensors, write_tensors
 from hooked_asr.interventions import Intervention, Site, add, clamp
+from hooked_asr.weights.tensor_file import read_tensors, write_tensors
 
 _KIND = "concept direction"
 Positions = SupportsIndex | Iterable[SupportsIndex] | slice | None
@@ -177,7 +177,7 @@ class ConceptDirection:
             "model": self.model,
             "weights": self.weights,
         }
-        write_tensors(path, _KIND, {"vector": self.vector}, said)
+        write_tensors(path, _KIND, {"vector": self.vector}, said, ConceptError)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ConceptDirection:
@@ -185,7 +185,7 @@ class ConceptDirection:
 
         Raises `ConceptError` for a file that holds something else.
         """
-        tensors, said = read_tensors(path, _KIND)
+        tensors, said = read_tensors(path, _KIND, ConceptError)
         means = said.pop("means")
         return cls(tensors["vector"], means=None if means is None else ClassMeans(**means), **said)
 

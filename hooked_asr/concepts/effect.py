@@ -19,7 +19,7 @@ from hooked_asr.interventions import to_json
 from hooked_asr.long_work import work_through
 from hooked_asr.manifests import Clip, Clips, clips_hash, read_clips
 from hooked_asr.processes import Process
-from hooked_asr.weights.fingerprint import fingerprint
+from hooked_asr.weights.fingerprint import computed_with
 
 
 @torch.no_grad()
@@ -128,8 +128,7 @@ def _asked(model: Any, clips: Sequence[Clip], doses: Sequence[Dose], how: Asking
     said = "".join(to_json(one.interventions, indent=None) for one in doses)
     return {
         "work": "concept_effect",
-        "weights (hash)": fingerprint(model),
-        "device": torch.device(model.device).type,
+        **computed_with(model),
         "clips (hash)": clips_hash(clips),
         "doses": [one.label for one in doses],
         "interventions (hash)": hashlib.sha256(said.encode()).hexdigest(),

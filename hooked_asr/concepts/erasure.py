@@ -12,8 +12,8 @@ from torch import Tensor
 from hooked_asr.concepts.direction import Positions, Seconds
 from hooked_asr.concepts.errors import ConceptError
 from hooked_asr.concepts.features import as_site, check_weights, placed
-from hooked_asr.concepts.tensor_file import read_tensors, write_tensors
 from hooked_asr.interventions import Clamp, Intervention, Site
+from hooked_asr.weights.tensor_file import read_tensors, write_tensors
 
 _KIND = "concept erasure"
 
@@ -98,7 +98,7 @@ class Erasure:
             "weights": self.weights,
         }
         tensors = {"left": self.left, "right": self.right, "mean": self.mean}
-        write_tensors(path, _KIND, tensors, said)
+        write_tensors(path, _KIND, tensors, said, ConceptError)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Erasure:
@@ -106,5 +106,5 @@ class Erasure:
 
         Raises `ConceptError` for a file that holds something else.
         """
-        tensors, said = read_tensors(path, _KIND)
+        tensors, said = read_tensors(path, _KIND, ConceptError)
         return cls(tensors["left"], tensors["right"], tensors["mean"], **said)

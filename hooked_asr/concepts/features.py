@@ -64,6 +64,6 @@ def check_weights(what: str, name: str, weights: str, model: Any) -> None:
     """Raises `ConceptError` where the model has other weights than those it was found with."""
     if weights and fingerprint(model) != weights:
         raise ConceptError(
-            f"the {what} was found with the weights of {name!r}, and {model.name!r} has others "
-            "(another precision counts): find it anew with this model"
+            f"the {what} was found with the weights of {name!r}, and {model.name!r} has others: "
+            "find it anew with this model"
         )

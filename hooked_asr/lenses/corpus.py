@@ -24,7 +24,7 @@ from hooked_asr.manifests import Clip, Clips, clips_hash, read_clips
 from hooked_asr.processes import Process
 from hooked_asr.speech import language_code
 from hooked_asr.speech.repetition import MIN_REPEATS
-from hooked_asr.weights.fingerprint import fingerprint
+from hooked_asr.weights.fingerprint import computed_with
 
 
 class CorpusError(LensError):
@@ -192,8 +192,7 @@ class _Long:
     ) -> dict[str, Any]:
         return {
             "work": f"{name} of a corpus",
-            "weights (hash)": fingerprint(self.model),
-            "device": torch.device(self.model.device).type,
+            **computed_with(self.model),
             "clips (hash)": clips_hash(clips),
             **options,
         }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import altair as alt
@@ -22,9 +22,12 @@ from hooked_asr.lenses.logit import logit_lens
 from hooked_asr.lenses.logit_result import LogitLens
 from hooked_asr.lenses.trace import Readable
 from hooked_asr.lenses.tuned_evaluation import evaluated, figure
-from hooked_asr.lenses.tuned_file import LensOrigin, read_lens, weights_id, write_lens
+from hooked_asr.lenses.tuned_origin import LensOrigin
 from hooked_asr.lenses.tuned_streams import MEMORY, sites_of
+from hooked_asr.weights.fingerprint import fingerprint
+from hooked_asr.weights.tensor_file import read_tensors, write_tensors
 
+_KIND = "tuned lens"
 _SITE = re.compile(r"(encoder|decoder)\.(\d+)\.hook_resid_(pre|post)")
 
 
@@ -148,7 +151,7 @@ class TunedLens(nn.Module):
             for site, one in zip(self.sites, self.translators, strict=True)
             for name, value in one.named_parameters()
         }
-        write_lens(path, tensors, self.origin)
+        write_tensors(path, _KIND, tensors, asdict(self.origin), LensError)
 
     @classmethod
     def load(
@@ -162,10 +165,11 @@ class TunedLens(nn.Module):
 
         Raises `LensError` for a lens of other weights or another shape, or a damaged file.
         """
-        tensors, origin = read_lens(path)
+        tensors, said = read_tensors(path, _KIND, LensError)
+        origin = LensOrigin(**said)
         lens = cls(origin)
         lens.check_fits(model, origin.stack)
-        if same_weights and origin.weights and origin.weights != weights_id(model):
+        if same_weights and origin.weights and origin.weights != fingerprint(model):
             raise LensError(
                 f"{path} was trained for other weights (of {origin.model!r}) than those of "
                 f"{model.name!r}: train one for these, or take it as it is with same_weights=False"

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hooked_asr.lenses.tuned_clips import gathered, taught
-from hooked_asr.lenses.tuned_file import LensOrigin
 from hooked_asr.lenses.tuned_objective import Objective
+from hooked_asr.lenses.tuned_origin import LensOrigin
 from hooked_asr.lenses.tuned_streams import RunStreams, Streams, layer_of
 from hooked_asr.viz.lines import lines
 

@@ -24,9 +24,10 @@ from hooked_asr.lenses.errors import LensError
 from hooked_asr.lenses.tuned import TunedLens
 from hooked_asr.lenses.tuned_clips import gathered, taught
 from hooked_asr.lenses.tuned_evaluation import mean_kls
-from hooked_asr.lenses.tuned_file import LensOrigin, weights_id
 from hooked_asr.lenses.tuned_objective import Objective, start_by_least_squares
+from hooked_asr.lenses.tuned_origin import LensOrigin
 from hooked_asr.lenses.tuned_streams import MEMORY, RunStreams, Streams
+from hooked_asr.weights.fingerprint import fingerprint
 
 LENS, STATE = "lens.safetensors", "training.pt"
 _SAVE_EVERY = 60.0  # seconds
@@ -148,7 +149,7 @@ def _origin(
 ) -> LensOrigin:
     said = {**asdict(settings), "clips": digest, "n_clips": n_clips, **asked}
     versions = {name: version(name) for name in ("torch", "hooked_asr")}
-    return replace(lens.origin, weights=weights_id(model), settings=said, versions=versions)
+    return replace(lens.origin, weights=fingerprint(model), settings=said, versions=versions)
 
 
 def _split(n_clips: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:

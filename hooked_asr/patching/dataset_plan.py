@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from hooked_asr.interventions import Site
 from hooked_asr.manifests import clips_hash
 from hooked_asr.names import select
 from hooked_asr.patching.grid import Grid, Sites, as_grid
 from hooked_asr.patching.manifest import Pair
 from hooked_asr.patching.operations import SweepError
-from hooked_asr.weights.fingerprint import fingerprint
+from hooked_asr.weights.fingerprint import computed_with
 
 Wish = Sites | tuple[Site | str, ...]
 
@@ -108,8 +106,7 @@ def asked_of(model: Any, pairs: Sequence[Pair], plan: Plan) -> dict[str, Any]:
     sites = json.dumps([list(map(str, grid.sites)) for grid in plan.grids])
     return {
         "work": "sweep_dataset",
-        "weights (hash)": fingerprint(model),
-        "device": torch.device(model.device).type,
+        **computed_with(model),
         "pairs (hash)": clips_hash(pairs),
         "sites": plan.names,
         "sites (hash)": hashlib.sha256(sites.encode()).hexdigest(),

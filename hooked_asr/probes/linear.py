@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from hooked_asr.files import written_aside
 from hooked_asr.patching.saving import plain
 from hooked_asr.probes.errors import ProbeError
 from hooked_asr.probes.origin import NOBODYS, ProbeOrigin
 from hooked_asr.probes.question import Label
 from hooked_asr.probes.scores import Score
 from hooked_asr.weights.fingerprint import fingerprint
+from hooked_asr.weights.tensor_file import read_tensors, write_tensors
 
-_KEY = "hooked_asr.linear_probe"
-_FORMAT = 1
+_KIND = "probe"
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,16 +127,11 @@ class LinearProbe:
 
         Raises `ProbeError` for another suffix.
         """
-        if Path(path).suffix != ".safetensors":
-            raise ProbeError(f"a probe is saved as .safetensors; got {os.fspath(path)!r}")
         said = {name: getattr(self, name) for name in ("classes", "name", "site", "penalty")}
         said["origin"] = asdict(self.origin)
         said["scores"] = {name: asdict(score) for name, score in self.scores.items()}
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in ("weights", "bias")}
-        whole = {"format": _FORMAT, "digest": _digest(tensors), "probe": plain(said)}
-        metadata = json.dumps(whole, allow_nan=False)
-        with written_aside(path) as aside:
-            aside.write_bytes(save(tensors, {_KEY: metadata}))
+        tensors = {name: getattr(self, name) for name in ("weights", "bias")}
+        write_tensors(path, _KIND, tensors, plain(said), ProbeError)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> LinearProbe:
@@ -150,29 +139,11 @@ class LinearProbe:
 
         Raises `ProbeError` for a file that is missing, damaged, or something else.
         """
-        if not Path(path).is_file():
-            raise ProbeError(f"there is no probe {os.fspath(path)!r}")
-        try:
-            with safe_open(path, "pt") as file:
-                whole = json.loads((file.metadata() or {})[_KEY])
-                tensors = {name: file.get_tensor(name) for name in ("weights", "bias")}
-            if _digest(tensors) != whole["digest"]:
-                raise ValueError("its numbers are not those that were saved")
-            said = whole["probe"]
-            said["origin"] = ProbeOrigin(**said["origin"])
-            said["scores"] = {name: as_score(one) for name, one in said["scores"].items()}
-            said["penalty"] = float("nan") if said["penalty"] is None else said["penalty"]
-            return cls(**tensors, **said).to(device)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise ProbeError(
-                f"{path} holds no probe, or a damaged one ({error!r}): fit it again, or take "
-                "another copy of the file"
-            ) from error
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    content = b"".join(tensors[name].numpy().tobytes() for name in ("weights", "bias"))
-    return hashlib.sha256(content).hexdigest()
+        tensors, said = read_tensors(path, _KIND, ProbeError)
+        said["origin"] = ProbeOrigin(**said["origin"])
+        said["scores"] = {name: as_score(one) for name, one in said["scores"].items()}
+        said["penalty"] = float("nan") if said["penalty"] is None else said["penalty"]
+        return cls(tensors["weights"], tensors["bias"], **said).to(device)
 
 
 def as_score(said: dict[str, float | None]) -> Score:

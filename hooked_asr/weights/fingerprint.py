@@ -9,13 +9,25 @@ import torch
 
 
 def fingerprint(model: Any) -> str:
-    """A hash of a model's configuration and of every weight, with its name, type and shape.
+    """A hash of a model's configuration and of every weight, with its name and shape.
 
-    It reads all weights once: a second for each gigabyte or so.
+    Float types that hold a weight exactly hash alike: float16 weights, and these as float32. What
+    was computed in one or the other is not the same, so `computed_with` names the type too.
+
+    It reads all weights once: a second or two for each gigabyte.
     """
     made = hashlib.sha256(repr(model.config).encode())
     for name, weight in model.named_parameters():
-        made.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-        content = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        made.update(content.numpy().data)
+        wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        made.update(f"{name} {wide.dtype} {list(wide.shape)}".encode())
+        made.update(wide.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return made.hexdigest()
+
+
+def computed_with(model: Any) -> dict[str, str]:
+    """What numbers depend on that a model is asked for, as records keep it."""
+    return {
+        "weights (hash)": fingerprint(model),
+        "float type": str(model.dtype).removeprefix("torch."),
+        "device": torch.device(model.device).type,
+    }
