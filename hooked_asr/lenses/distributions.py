@@ -96,10 +96,10 @@ def greatest(numbers: Rows, k: int) -> Int[Tensor, "row k"]:
     """
     whole = numbers.shape[-1] // _BLOCK
     if whole <= k:
-        return _sorted(numbers)[:, :k]
+        return _first(numbers, k)
     maxima = numbers[:, : whole * _BLOCK].unflatten(-1, (whole, _BLOCK)).amax(-1)
     # In their own order, so that of equals in several blocks, too, the first one is found.
-    blocks = _sorted(maxima)[:, :k].sort(-1).values
+    blocks = _first(maxima, k).sort(-1).values
     inside = torch.arange(_BLOCK, device=numbers.device)
     behind = torch.arange(whole * _BLOCK, numbers.shape[-1], device=numbers.device)
     places = torch.cat(
@@ -109,11 +109,15 @@ def greatest(numbers: Rows, k: int) -> Int[Tensor, "row k"]:
         ],
         -1,
     )
-    return places.gather(-1, _sorted(numbers.gather(-1, places))[:, :k])
+    return places.gather(-1, _first(numbers.gather(-1, places), k))
 
 
-def _sorted(numbers: Float[Tensor, "row n"]) -> Int[Tensor, "row n"]:
-    return numbers.sort(dim=-1, descending=True, stable=True).indices
+def _first(numbers: Float[Tensor, "row n"], k: int) -> Int[Tensor, "row k"]:
+    """As `greatest`, of few numbers."""
+    values, places = numbers.topk(min(k + 1, numbers.shape[-1]))
+    if (values[:, 1:] == values[:, :-1]).any():
+        places = numbers.sort(dim=-1, descending=True, stable=True).indices
+    return places[:, :k]
 
 
 def compare(

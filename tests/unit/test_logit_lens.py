@@ -21,7 +21,7 @@ from hooked_asr.lenses import (
     saturation_layers,
     trace,
 )
-from hooked_asr.lenses.distributions import Distribution
+from hooked_asr.lenses.distributions import Distribution, greatest
 from hooked_asr.lenses.saturation import saturated_from
 from hooked_asr.nano import bundle
 from hooked_asr.patching.saving import ResultError
@@ -396,6 +396,18 @@ def test_among_tokens_as_likely_the_lowest_id_leads_and_none_outranks_another():
         assert one.top_tokens(k)[0, 0].item() == 31
     assert set(one.top_tokens(3)[0].tolist()) == {31, 300, 700}
     assert one.ranks(torch.tensor([[700, 31, 5]])).tolist() == [[0.0, 0.0, 3.0]]
+
+
+@pytest.mark.parametrize("d_vocab", [5, 63, 64, 65, 700, 4001])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_the_greatest_are_those_of_a_stable_sort(d_vocab, k):
+    spread = torch.randn(7, d_vocab, generator=torch.Generator().manual_seed(k))
+    few = (2 * spread).round()
+    one_block_after_another = few.clone()
+    one_block_after_another[:, ::61] = few.max()
+    for numbers in (spread, spread.half().float(), few, one_block_after_another):
+        expected = numbers.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+        assert torch.equal(greatest(numbers, k), expected)
 
 
 # --- Saturation -----------------------------------------------------------------------------------
