@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import jaxtyping
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 # Tiny models gain nothing from threads, and lose much where others want the cores too.
 torch.set_num_threads(1)
+threadpool_limits(1)
 
 # Before any test imports the package: only modules imported under the hook are checked.
 jaxtyping.install_import_hook("hooked_asr", "beartype.beartype")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from hooked_asr.probes.cross_validation import Plan, final, of_chance, of_majority, probed
@@ -77,7 +78,11 @@ def fit_probes(
     parts = outer_folds(question, folds, seed) if split is None else given_fold(question, split)
     plan = Plan.of(question, parts, n_permutations, n_resamples, seed)
     total = (len(features) + sum(1 for _ in _matrices(more))) * len(plan.parts)
-    with tqdm(total=total, desc=f"probing {name}", unit="fold", disable=not progress) as bar:
+    # Threads that wait for each other in products this small cost ten times what they save.
+    with (
+        threadpool_limits(1),
+        tqdm(total=total, desc=f"probing {name}", unit="fold", disable=not progress) as bar,
+    ):
         sites = {site: _site(site, one, plan, bar) for site, one in features.items()}
         beside = {SHUFFLED: {site: one.by_chance for site, one in sites.items()}}
         for called, of, one in _matrices(more):
