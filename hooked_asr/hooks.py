@@ -36,14 +36,20 @@ class _Attached:
     n_steps: int = 0
     positions: range = range(0)
 
+    def __post_init__(self) -> None:
+        self._acts_in = getattr(self.fn, "acts_in", None)
+
     def meet(self, positions: range, step: int) -> None:
-        self.n_steps = max(self.n_steps, step + 1)
-        acts_in = getattr(self.fn, "acts_in", None)
-        if acts_in is None or acts_in(step):
-            before = self.positions or positions
-            self.positions = range(
-                min(before.start, positions.start), max(before.stop, positions.stop)
-            )
+        if step >= self.n_steps:
+            self.n_steps = step + 1
+        if self._acts_in is None or self._acts_in(step):
+            before = self.positions
+            if not before:
+                self.positions = positions
+            elif positions.start < before.start or positions.stop > before.stop:
+                self.positions = range(
+                    min(before.start, positions.start), max(before.stop, positions.stop)
+                )
 
 
 @dataclass
@@ -136,15 +142,13 @@ class HookPoint(nn.Module):
 
     def __call__(self, x: Tensor, own: bool = False) -> Tensor:
         # Before the machinery of nn.Module, which costs more than most of a decoding step's work.
-        if not (self.fwd_fns or self.bwd_fns or self._forward_hooks):
-            return x
-        out: Tensor = super().__call__(x, own)
-        return out
+        if self._forward_hooks:
+            out: Tensor = super().__call__(x, own)
+            return out
+        return self.forward(x, own) if self.fwd_fns or self.bwd_fns else x
 
     def forward(self, x: Tensor, own: bool = False) -> Tensor:
         """`own`: nothing else needs this very tensor, so functions may edit it in place."""
-        if not self.active:
-            return x
         # With gradients on, an operation may keep its output for the backward pass, and a stream
         # that leaves one layer and enters the next is one tensor at two hooks.
         return self._run(x if own or not x.requires_grad else x.clone())
@@ -168,9 +172,11 @@ class HookPoint(nn.Module):
 
     def _run(self, x: Tensor) -> Tensor:
         start = self.clock.offset if self.spec.clock == "pos" else 0
-        self.positions = range(start, start + x.shape[self.spec.position_axis])
+        positions = range(start, start + x.shape[self.spec.position_axis])
+        # Past the slow `nn.Module.__setattr__`.
+        self.__dict__["positions"] = positions
         for attached in self.fwd_fns:
-            attached.meet(self.positions, self.clock.step)
+            attached.meet(positions, self.clock.step)
             out = attached.fn(x, hook=self)
             if getattr(attached.fn, "brings_rows", False):  # a new tensor, and it may be longer
                 x = x if out is None else out

@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from hooked_asr.config import STACKS, ModelConfig, StackConfig
 from hooked_asr.errors import HookedASRError
@@ -45,7 +46,7 @@ class HookSpec:
         """The last part of the name: `hook_z` of `decoder.0.attn.hook_z`."""
         return self.name.rpartition(".")[2]
 
-    @property
+    @cached_property
     def position_axis(self) -> int:
         """Which axis counts positions; the queries, in an attention map."""
         return next(i for i, axis in enumerate(self.axes) if axis in _POSITION_AXES)
@@ -55,7 +56,7 @@ class HookSpec:
         """Which axis counts heads, if any does."""
         return next((i for i, axis in enumerate(self.axes) if axis in _HEAD_AXES), None)
 
-    @property
+    @cached_property
     def clock(self) -> str:
         """What its positions are: log-mel "frame", encoder "audio", "pooled" or token "pos"."""
         axis = self.axes[self.position_axis]

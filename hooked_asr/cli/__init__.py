@@ -13,6 +13,7 @@ from hooked_asr.cli.lens import lens
 from hooked_asr.cli.messages import say_error, say_warning
 from hooked_asr.cli.nano import nano
 from hooked_asr.cli.patch import patch
+from hooked_asr.cli.probe import probe
 from hooked_asr.cli.repetition import repetition
 from hooked_asr.cli.transcribe import transcribe
 from hooked_asr.cli.validate import validate
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, patch, repetition, transcribe, hooks, validate):
+for command in (demo, patch, probe, repetition, transcribe, hooks, validate):
     app.command()(command)
 app.add_typer(lens, name="lens")
 app.add_typer(nano, name="nano")

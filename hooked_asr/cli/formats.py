@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from hooked_asr.cli.options import OptionError
 from hooked_asr.generation import Generated, Segment, Transcript
 from hooked_asr.models.recogniser import Recogniser
 from hooked_asr.models.whisper import HookedWhisper
+from hooked_asr.monitors import ClipScores
 from hooked_asr.patching.saving import plain
 from hooked_asr.speech import Word, to_srt, to_vtt
 
@@ -33,7 +34,15 @@ class Format(str, Enum):
         return self in (Format.srt, Format.vtt)
 
 
-def check_format(model: Recogniser, chosen: Format, words: bool) -> None:
+@dataclass(frozen=True)
+class Heard:
+    """A transcript, and what monitors told of it."""
+
+    said: Generated
+    scores: list[ClipScores] = field(default_factory=list)
+
+
+def check_format(model: Recogniser, chosen: Format, words: bool, monitored: bool = False) -> None:
     """Raises `OptionError` for a format that has no place for what the model gives."""
     if chosen.has_times and not isinstance(model, HookedWhisper):
         raise OptionError(
@@ -44,33 +53,56 @@ def check_format(model: Recogniser, chosen: Format, words: bool) -> None:
         raise OptionError(
             "srt has no times of words: leave out --words, or give --format vtt, json or text"
         )
+    if chosen.has_times and monitored:
+        raise OptionError(
+            f"{chosen.value} has no place for what monitors tell: leave out --monitor, or give "
+            "--format json or text"
+        )
 
 
-def written(audio: Path, heard: Generated, chosen: Format, times: bool) -> str:
+def written(audio: Path, heard: Heard, chosen: Format, times: bool) -> str:
     """A transcript in a format, its last line ended; `times`: also in text, where it has them."""
     if chosen is Format.json:
         return json_text(audio, heard) + "\n"
-    if isinstance(heard, Transcript):
+    said, scores = heard.said, heard.scores
+    if isinstance(said, Transcript):
         if chosen is Format.srt:
-            return to_srt(heard.segments)
+            return to_srt(said.segments)
         if chosen is Format.vtt:
-            return to_vtt(heard.segments, words=heard.words is not None)
+            return to_vtt(said.segments, words=said.words is not None)
         if times:
-            return "".join(map(_timed, heard.segments))
-    return heard.text + "\n"
+            return "".join(_timed(one, i, scores) for i, one in enumerate(said.segments))
+    alarms = [f"{one.monitor} {_highest(one):.2f}" for one in scores if one.flagged]
+    return said.text + _alarm(alarms) + "\n"
 
 
-def json_text(audio: Path, heard: Generated) -> str:
-    """A transcript as one line of JSON: all that is known of it, each key always there."""
-    fields = {"audio": str(audio), **asdict(heard)}
+def json_text(audio: Path, heard: Heard) -> str:
+    """A transcript as one line of JSON: all that is known of it, each key always there.
+
+    With monitors there is one key more, `monitors`.
+    """
+    fields = {"audio": str(audio), **asdict(heard.said)}
+    if heard.scores:
+        fields["monitors"] = [asdict(one) for one in heard.scores]
     return json.dumps(plain(fields), ensure_ascii=False, allow_nan=False)
 
 
-def _timed(segment: Segment) -> str:
+def _timed(segment: Segment, place: int, scores: list[ClipScores]) -> str:
     """A line for a segment, and below it one for each of its words."""
-    lines = [f"[{_period(segment)}] {segment.text.strip()}"]
+    own = [(one.monitor, one.segments[place]) for one in scores]
+    alarms = [f"{name} {one.score:.2f}" for name, one in own if one.flagged]
+    lines = [f"[{_period(segment)}] {segment.text.strip()}{_alarm(alarms)}"]
     lines += [f"    {_period(word)}  {word.text.strip()}" for word in segment.words or []]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _alarm(alarms: list[str]) -> str:
+    return f"  [! {', '.join(alarms)}]" if alarms else ""
+
+
+def _highest(scores: ClipScores) -> float:
+    spans = (*scores.segments, *scores.windows)
+    return max(one.score for one in spans if one.flagged and one.score is not None)
 
 
 def _period(piece: Segment | Word) -> str:

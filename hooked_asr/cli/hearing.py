@@ -7,24 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hooked_asr.cli.formats import Heard
 from hooked_asr.cli.options import OptionError, asked
-from hooked_asr.generation import Generated
 from hooked_asr.hooks import Hooks
 from hooked_asr.models.recogniser import Recogniser
 from hooked_asr.models.whisper import HookedWhisper
+from hooked_asr.monitors import Monitor, generate_monitored
 from hooked_asr.speech import MAX_TOKEN_COMPRESSION
 
 # Below this mean log-probability of a token (nats), Whisper's own decoding tries again.
 _LEAST_LOGPROB = -1.0
 
-Hear = Callable[[Path, Hooks, bool], Generated]
+Hear = Callable[[Path, Hooks, bool], Heard]
 
 
 @dataclass(frozen=True)
 class Wishes:
     """How recordings are to be transcribed, as it was asked for; None and empty where it was not.
 
-    `asks` are the options by which families differ (language, task, prompt).
+    `asks` are the options by which families differ (language, task, prompt); `monitors` read along.
     """
 
     asks: dict[str, str | None] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class Wishes:
     temperatures: Sequence[float] = ()
     beams: int | None = None
     seed: int | None = None
+    monitors: Sequence[Monitor] = ()
 
 
 def hearing(model: Recogniser, wishes: Wishes) -> Hear:
@@ -57,9 +59,17 @@ def _whisper(model: HookedWhisper, asks: dict[str, str], wishes: Wishes) -> Hear
         "seed": wishes.seed,
         **_temperatures(model, wishes.temperatures),
     }
-    return lambda path, hooks, progress: model.generate(
-        path, **options, fwd_hooks=hooks, progress=progress
-    )[0]
+    return lambda path, hooks, progress: _heard(
+        model, wishes, path, **options, fwd_hooks=hooks, progress=progress
+    )
+
+
+def _heard(model: Any, wishes: Wishes, *audio: Path, **options: Any) -> Heard:
+    """The first of what `generate` gives, read along by monitors where there are any."""
+    if not wishes.monitors:
+        return Heard(model.generate(*audio, **options)[0])
+    found = generate_monitored(model, wishes.monitors, *audio, **options)
+    return Heard(found.said[0], [scores[0] for scores in found.by_monitor])
 
 
 def _temperatures(model: HookedWhisper, temperatures: Sequence[float]) -> dict[str, Any]:
@@ -86,12 +96,9 @@ def _asked_in_words(model: Any, asks: dict[str, str], wishes: Wishes) -> Hear:
         "seed": wishes.seed,
     }
 
-    def hear(path: Path, hooks: Hooks, progress: bool) -> Generated:
+    def hear(path: Path, hooks: Hooks, progress: bool) -> Heard:
         inputs = model.to_inputs(path, **model.settled(path, **asks))
-        heard: Generated = model.generate(**inputs, **options, fwd_hooks=hooks, progress=progress)[
-            0
-        ]
-        return heard
+        return _heard(model, wishes, **inputs, **options, fwd_hooks=hooks, progress=progress)
 
     return hear
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from hooked_asr.cli.formats import Format, json_text, written
+from hooked_asr.cli.formats import Format, Heard, json_text, written
 from hooked_asr.cli.options import OptionError
 from hooked_asr.files import written_aside
-from hooked_asr.generation import Generated
 
 # Takes a recording and what was heard in it, as soon as it is there.
-Put = Callable[[Path, Generated], None]
+Put = Callable[[Path, Heard], None]
 
 
 def output(
@@ -58,7 +57,7 @@ def _files(audio: Sequence[Path], out: Path, chosen: Format) -> dict[Path, Path]
 
 @contextmanager
 def _to_folder(files: dict[Path, Path], chosen: Format, times: bool) -> Iterator[Put]:
-    def put(audio: Path, heard: Generated) -> None:
+    def put(audio: Path, heard: Heard) -> None:
         with written_aside(files[audio]) as aside:
             aside.write_text(written(audio, heard, chosen, times), encoding="utf-8")
         _show(f"wrote {files[audio]}")
@@ -68,7 +67,7 @@ def _to_folder(files: dict[Path, Path], chosen: Format, times: bool) -> Iterator
 
 @contextmanager
 def _as_lines(times: bool, named: bool) -> Iterator[Put]:
-    def put(audio: Path, heard: Generated) -> None:
+    def put(audio: Path, heard: Heard) -> None:
         text = written(audio, heard, Format.text, times).rstrip("\n")
         between = "\n" if times else " "
         _show(f"{audio.name}:{between}{text}" if named else text)
@@ -86,7 +85,7 @@ def _as_json_list() -> Iterator[Put]:
     """A list that is whole whenever the block ends, also where some recordings gave nothing."""
     before = "[\n"
 
-    def put(audio: Path, heard: Generated) -> None:
+    def put(audio: Path, heard: Heard) -> None:
         nonlocal before
         _write(f"{before}{json_text(audio, heard)}\n")
         before = ","

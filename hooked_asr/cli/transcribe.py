@@ -14,6 +14,7 @@ from hooked_asr.cli.messages import say_error
 from hooked_asr.cli.options import Device, Dtype, FloatType, Language, Model, Prompt, load, progress
 from hooked_asr.cli.outputs import Put, output
 from hooked_asr.hooks import Hooks
+from hooked_asr.monitors import Monitor
 from hooked_asr.sound_files import AudioError
 
 
@@ -57,6 +58,20 @@ def transcribe(
         list[str] | None,
         typer.Option(help="Set a site to zero, as in decoder.2.cross_attn.5; may be given again."),
     ] = None,
+    monitor: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A probe (.safetensors, as `hooked-asr probe` writes it) that reads along, and "
+            "flags what it is alarmed by; may be given again."
+        ),
+    ] = None,
+    alarm: Annotated[
+        float | None,
+        typer.Option(
+            help="The score from which monitors flag: a probability, or the number told.",
+            show_default="0.5",
+        ),
+    ] = None,
     format_: Annotated[
         Format,
         typer.Option("--format", help="srt and vtt are subtitles; json tells all that is known."),
@@ -82,8 +97,9 @@ def transcribe(
         temperatures=temperature or (),
         beams=beams,
         seed=seed,
+        monitors=[Monitor.load(path, hooked, alarm) for path in monitor or []],
     )
-    check_format(hooked, format_, words)
+    check_format(hooked, format_, words, monitored=bool(monitor))
     hear = hearing(hooked, wishes)
     with output(audio, format_, timestamps or words, out) as put:
         failed = [path for path in audio if not _transcribed(path, hear, hooks, put)]

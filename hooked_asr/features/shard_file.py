@@ -26,7 +26,7 @@ _KINDS = {
     torch.float32: "F32",
     torch.float64: "F64",
 }
-_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
+NUMPY_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class ShardFile:
         """A site's rows as they lie on the disk; those of bfloat16 as their bits (see `plain`)."""
         kind, shape, start = self.sites[site]
         if 0 in shape:
-            return np.empty(shape, _TYPES[kind])
-        return np.memmap(self.path, _TYPES[kind], "r", start, shape)
+            return np.empty(shape, NUMPY_TYPES[kind])
+        return np.memmap(self.path, NUMPY_TYPES[kind], "r", start, shape)
 
 
 def plain(rows: Shaped[np.ndarray, "..."], bits: bool) -> Float[np.ndarray, "..."]:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from hooked_asr.features.disk import INDEX, read_json
 from hooked_asr.features.errors import FeatureError
 from hooked_asr.features.rows import Rows
-from hooked_asr.features.shard_file import _TYPES, ClipRows, ShardFile
+from hooked_asr.features.shard_file import NUMPY_TYPES, ClipRows, ShardFile
 from hooked_asr.features.table import table_of
 from hooked_asr.manifests import Clip
 from hooked_asr.names import ShortName, resolve
@@ -89,7 +89,7 @@ class FeatureStore:
         name = resolve(site, self.sites)
         own = self.index["sites"][name]
         counts = [shard["rows"] for shard in self.index["shards"]]
-        return Rows(counts, own["width"], _TYPES[own["dtype"]], lambda i: self._map(i, name))
+        return Rows(counts, own["width"], NUMPY_TYPES[own["dtype"]], lambda i: self._map(i, name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.sites)

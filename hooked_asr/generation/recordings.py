@@ -48,7 +48,7 @@ class Transcription:
         self.windows: list[Window] = []
         rules, n_ctx = model.generation_config, model.config.decoder.n_ctx
         self._max_length = rules.max_length or n_ctx
-        self._first_timestamp = _first_timestamp(rules, model.config.d_vocab)
+        self.first_timestamp = first_timestamp(rules, model.config.d_vocab)
         for recording in recordings:
             recording.conditioned = bool(options.condition_on_prev_tokens)
             if options.prompt:
@@ -141,7 +141,7 @@ class Transcription:
         told = []
         for piece in recording.cuts:
             tokens = piece.tokens
-            paired = len(tokens) > 2 and tokens[-2] >= self._first_timestamp
+            paired = len(tokens) > 2 and tokens[-2] >= self.first_timestamp
             told += tokens[:-1] if paired else tokens
         return told
 
@@ -192,7 +192,7 @@ class Transcription:
         if heard.skipped:
             recording.seek += real
             return
-        cuts, onward = cut(heard.row.tokens, self._first_timestamp, real)
+        cuts, onward = cut(heard.row.tokens, self.first_timestamp, real)
         offset, first = recording.seek / FRAMES_PER_SECOND, 0
         n_heard = min(real, recording.n_heard - recording.seek)
         times = WordTimes(n_prompt, self.options.timestamps, n_heard, offset)
@@ -207,7 +207,7 @@ class Transcription:
         self, heard: Heard, piece: Cut, first: int, times: WordTimes, language: str | None
     ) -> Segment:
         """A piece of a row, which begins at the row's token `first`."""
-        text = [token for token in piece.tokens if token < self._first_timestamp]
+        text = [token for token in piece.tokens if token < self.first_timestamp]
         places = range(first, first + len(piece.tokens))
         return Segment(
             start=times.offset + piece.start,
@@ -222,7 +222,7 @@ class Transcription:
         )
 
 
-def _first_timestamp(rules: Any, d_vocab: int) -> int:
+def first_timestamp(rules: Any, d_vocab: int) -> int:
     """The token of 0.00 s; one that is never met, where a checkpoint has none."""
     without = getattr(rules, "no_timestamps_token_id", None)
     return d_vocab + 1 if without is None else without + 1

@@ -8,15 +8,19 @@ from hooked_asr.probes.origin import ProbeOrigin
 from hooked_asr.probes.result import ProbeResult
 from hooked_asr.probes.scores import Score
 from hooked_asr.probes.stored import fit_stored
+from hooked_asr.probes.tasks import TASKS, TaskResult, probe_task
 
 __all__ = [
+    "TASKS",
     "LinearProbe",
     "ProbeError",
     "ProbeOrigin",
     "ProbeResult",
     "Score",
+    "TaskResult",
     "fit_probes",
     "fit_stored",
     "log_mel_features",
+    "probe_task",
     "random_weights",
 ]
