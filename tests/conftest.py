@@ -47,6 +47,14 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+@pytest.fixture(scope="module")
+def unchecked_module():
+    """The same for a whole module, its fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the command line in this process; gives what it wrote, and its exit code."""

@@ -17,6 +17,7 @@ from hooked_asr.nano.lexicon import GROUPS
 from hooked_asr.nano.phrases import capitalised, contract, phrase
 
 CLEAN = re.compile(r"¿?[A-ZÁÉÍÓÚÑÄÖÜ][A-Za-zÁÉÍÓÚÑÄÖÜáéíóúñüäöß ,'¿¡]*[.?]")
+pytestmark = pytest.mark.usefixtures("unchecked_module")
 WORDS = {(word.group, word.lemma): word for group in GROUPS.values() for word in group}
 
 
@@ -27,7 +28,7 @@ def draw(count, seed=0):
 
 @pytest.fixture(scope="module")
 def drawn():
-    return draw(3000)
+    return draw(1500)
 
 
 def said(slot, language, **words):
@@ -53,7 +54,7 @@ def test_most_sentences_have_two_words_or_more(drawn):
 
 
 def test_draws_seldom_repeat(drawn):
-    assert len({tuple(one.texts.values()) for one in drawn}) > 1800
+    assert len({tuple(one.texts.values()) for one in drawn}) > 1000
 
 
 def test_pairs_come_up_with_the_word_that_fits(drawn):
@@ -62,9 +63,15 @@ def test_pairs_come_up_with_the_word_that_fits(drawn):
     assert 0.19 < len(paired) / len(drawn) < 0.25
     assert 0.68 < len(likely) / len(paired) < 0.82
     assert all(set(one.texts) == {one.pair.language} for one in paired)
-    assert {one.pair for one in paired} == set(PAIRS)
-    words = {(one.pair, one.words[0][1]) for one in draw(6000, seed=1) if one.pair}
-    assert words == {(pair, word) for pair in PAIRS for word in (pair.word, pair.partner)}
+    expected = {(pair, word) for pair in PAIRS for word in (pair.word, pair.partner)}
+    rng, words = random.Random(1), set()
+    for _ in range(6000):
+        one = sentence(rng)
+        if one.pair:
+            words.add((one.pair, one.words[0][1]))
+        if len(words) == len(expected):
+            break
+    assert words == expected  # of all pairs, both words
 
 
 @pytest.mark.parametrize("language", ["en", "es", "de"])

@@ -17,6 +17,7 @@ from hooked_asr.nano.recipe import Phase, Recipe
 from hooked_asr.nano.training import TrainingError, train, untrained, windowed
 
 pytest.importorskip("espeakng_loader")
+pytestmark = pytest.mark.usefixtures("unchecked_module")  # many steps
 SMALL = Recipe(
     shards=1,
     clips_per_shard=12,
@@ -181,7 +182,7 @@ def test_the_training_of_another_recipe_is_refused(corpus, tmp_path):
 
 
 def test_training_learns(corpus, tmp_path):
-    recipe = replace(SMALL, phases=(Phase(60, 6),), peak_rate=1e-2, nonspeech=0.0, noisy=0.0)
+    recipe = replace(SMALL, phases=(Phase(40, 6),), peak_rate=1e-2, nonspeech=0.0, noisy=0.0)
     batches = Batches(corpus, untrained(recipe).tokenizer, recipe)
     fresh, taught = untrained(recipe), train(corpus, tmp_path, recipe, progress=False)
 

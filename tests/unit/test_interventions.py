@@ -538,6 +538,7 @@ def actions_at(site, source):
     return interventions
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", DECODER_KINDS)
 def test_decoding_with_a_cache_equals_the_run_over_all_tokens(model, source, spoken, name):
     plain = decoded_in_steps(model, **spoken, hooks=[])

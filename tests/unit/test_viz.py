@@ -194,6 +194,9 @@ def test_a_failed_save_leaves_what_was_there(tmp_path):
     path.write_bytes(b"an older one")
 
     class Broken:
+        def to_dict(self):
+            return {}
+
         def save(self, name, **options):
             with open(name, "wb") as file:
                 file.write(b"half")
