@@ -15,6 +15,7 @@ from hooked_asr.cli.nano import nano
 from hooked_asr.cli.patch import patch
 from hooked_asr.cli.probe import probe
 from hooked_asr.cli.repetition import repetition
+from hooked_asr.cli.sae import sae
 from hooked_asr.cli.transcribe import transcribe
 from hooked_asr.cli.validate import validate
 from hooked_asr.errors import HookedASRError
@@ -30,6 +31,7 @@ for command in (demo, patch, probe, repetition, transcribe, hooks, validate):
     app.command()(command)
 app.add_typer(lens, name="lens")
 app.add_typer(nano, name="nano")
+app.add_typer(sae, name="sae")
 
 
 def main() -> None:

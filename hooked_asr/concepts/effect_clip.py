@@ -14,8 +14,10 @@ from hooked_asr.concepts.doses import Dose
 from hooked_asr.generation import Generated
 from hooked_asr.generation.row_hooks import RowHooks
 from hooked_asr.manifests import Clip
+from hooked_asr.models.whisper_prompt import is_multilingual
 from hooked_asr.patching.engine import run_rows
 from hooked_asr.patching.metrics import Metric, kl, transcript_log_prob
+from hooked_asr.shapes import Audio
 from hooked_asr.speech import count_character_errors, count_word_errors, language_code, normaliser
 
 OWN = "own"  # each clip's own language
@@ -38,19 +40,21 @@ def clip_record(model: Any, clip: Clip, doses: Sequence[Dose], how: Asking) -> d
     model.to_mel(samples)  # refused here, where it is longer than a window
     rows = [one.interventions for one in doses]
     known = None if clip.language is None else language_code(clip.language)
-    heard, told = _heard(model, samples, rows, known, how)
+    heard = _heard(model, samples, rows, known, how)
+    told = _told(model, samples, rows, how.batch_size)
     before = heard[0]
     reference = before.text if clip.text is None else clip.text
-    normalise = normaliser(known or told[0] or "en", model.tokenizer)
+    normalise = normaliser(known or _likeliest(told[0]) or "en", model.tokenizer)
     forced = _forced(model, samples, before, rows, how)
     outcomes = []
-    for one, language, numbers in zip(heard, told, forced, strict=True):
+    for one, languages, numbers in zip(heard, told, forced, strict=True):
         words = count_word_errors(reference, one.text, normalise)
         characters = count_character_errors(reference, one.text, normalise)
         outcomes.append(
             {
                 "text": one.text,
-                "language": language,
+                "language": _likeliest(languages),
+                "languages": languages,
                 "changed": one.text != before.text,
                 "word_errors": words.errors,
                 "character_errors": characters.errors,
@@ -72,43 +76,67 @@ def clip_record(model: Any, clip: Clip, doses: Sequence[Dose], how: Asking) -> d
 
 def _heard(
     model: Any, samples: Tensor, rows: Rows, known: str | None, how: Asking
-) -> tuple[Sequence[Generated], list[str]]:
-    """What is heard without any row's interventions, then with each; and the language told."""
+) -> Sequence[Generated]:
+    """What is heard without any row's interventions, then with each."""
     everything: Rows = [(), *rows]
     if not hasattr(model, "generate_rows"):
         inputs = model.to_inputs(samples, **model.settled(samples, **how.prompt))
         limit = how.max_new_tokens
-        each = [
+        return [
             model.generate(**inputs, interventions=row, max_new_tokens=limit)[0]
             for row in everything
         ]
-        return each, [""] * len(each)
-    language = known if how.language == OWN else how.language
-    transcripts = model.generate_rows(
+    heard: Sequence[Generated] = model.generate_rows(
         samples,
         [list(row) for row in everything],
-        language=language,
+        language=known if how.language == OWN else how.language,
         max_new_tokens=how.max_new_tokens,
         batch_size=how.batch_size,
         **how.prompt,
     )
-    if language is None:
-        return transcripts, [one.language for one in transcripts]
-    return transcripts, _identified(model, samples, everything, how.batch_size)
+    return heard
 
 
-def _identified(model: Any, samples: Tensor, rows: Rows, batch_size: int) -> list[str]:
-    """The language that a Whisper tells from the sound under each row's interventions."""
+# --- The language told ----------------------------------------------------------------------------
+
+
+def _told(model: Any, samples: Tensor, rows: Rows, batch_size: int) -> list[dict[str, float]]:
+    """How likely a Whisper takes each language to be, without and with each row's interventions.
+
+    Nothing for a model that tells none.
+    """
+    everything: Rows = [(), *rows]
+    if not hasattr(model, "languages_of"):
+        return [{} for _ in everything]
+    if not is_multilingual(model.generation_config):
+        return [{"en": 1.0} for _ in everything]
     mel = model.to_mel(samples)
-    found: list[str] = []
-    for start in range(0, len(rows), batch_size):
-        some = rows[start : start + batch_size]
-        hooks = RowHooks(model, some)
-        n_heard = len(some) if any(map(hooks.touches_audio, range(len(some)))) else 1
-        with hooks.attached():
-            audio = model.encode(mel.expand(n_heard, -1, -1))
-            found += model.languages_of(audio, n_rows=len(some))
-    return found
+    hooks = RowHooks(model, everything)
+    found: dict[int, dict[str, float]] = {}
+    for touched in (False, True):  # only those whose sound is another need an encoding of their own
+        own = [row for row in range(len(everything)) if hooks.touches_audio(row) == touched]
+        for start in range(0, len(own), batch_size):
+            hooks.rows = own[start : start + batch_size]
+            with hooks.attached():
+                audio = model.encode(mel)  # rows join where the first of them has something to do
+                found |= dict(
+                    zip(hooks.rows, _languages(model, audio, len(hooks.rows)), strict=True)
+                )
+    return [found[row] for row in range(len(everything))]
+
+
+def _languages(model: Any, audio: Audio, n_rows: int) -> list[dict[str, float]]:
+    """Probabilities behind the start token, of languages alone."""
+    rules = model.generation_config
+    start = torch.full((n_rows, 1), rules.decoder_start_token_id, device=model.device)
+    ids = {name.strip("<|>"): token for name, token in rules.lang_to_id.items()}
+    logits = model.decode(start, audio)[:, -1, list(ids.values())]
+    shares = logits.float().softmax(-1).tolist()
+    return [dict(zip(ids, row, strict=True)) for row in shares]
+
+
+def _likeliest(languages: Mapping[str, float]) -> str:
+    return max(languages, key=lambda name: languages[name]) if languages else ""
 
 
 # --- Forced with the transcript as it was ---------------------------------------------------------

@@ -15,10 +15,21 @@ _SHARE = (0.0, 1.0)
 
 
 def effect_figure(
-    table: pd.DataFrame, title: str, subtitle: str, language: str | None
+    table: pd.DataFrame,
+    title: str,
+    subtitle: str,
+    language: str | None,
+    across: str = "strength (class distances)",
+    colour: str = "direction",
 ) -> alt.ConcatChart:
-    """Up to four panels, those that have numbers, of `ConceptEffect.to_pandas`."""
+    """Up to five panels, those that have numbers, of `ConceptEffect.to_pandas`.
+
+    `across`, `colour`: what strengths and names are called. How many clips have text is shown where
+    that is not all of them.
+    """
     labels = {"changed": "share of texts changed"}
+    if (table[["with_text", "with_text_before"]] < 1).any(axis=None):
+        labels["with_text"] = "share of clips with text"
     if language is None:
         labels["language_changed"] = "share of languages changed"
     else:
@@ -26,24 +37,30 @@ def effect_figure(
     labels |= {"wer": "word error rate", "kl": "KL (nats)"}
     known = {name: label for name, label in labels.items() if table[name].notna().any()}
     swept = table["strength"].notna().all()
-    panel = _over_strength if swept else _of_each
-    charts = [panel(table, name, label) for name, label in known.items()]
+    charts: list[Any] = [
+        _over_strength(table, name, label, across, colour)
+        if swept
+        else _of_each(table, name, label)
+        for name, label in known.items()
+    ]
     return in_rows(charts, columns=2, title=title, subtitle=subtitle)
 
 
-def _over_strength(table: pd.DataFrame, column: str, label: str) -> alt.LayerChart:
+def _over_strength(
+    table: pd.DataFrame, column: str, label: str, across: str, colour: str
+) -> alt.LayerChart:
     rows: list[dict[str, str | int | float]] = [
         {
-            "strength (class distances)": float(row["strength"]),
+            across: float(row["strength"]),
             label: float(row[column]),
-            "direction": str(row["name"]),
+            colour: str(row["name"]),
             "low": _end(row, f"{column}_low"),
             "high": _end(row, f"{column}_high"),
         }
         for row in _rows(table)
     ]
     bounds = _SHARE if label.startswith("share") else None
-    return curves(rows, x="strength (class distances)", y=label, colour="direction", bounds=bounds)
+    return curves(rows, x=across, y=label, colour=colour, bounds=bounds)
 
 
 def _of_each(table: pd.DataFrame, column: str, label: str) -> alt.LayerChart:

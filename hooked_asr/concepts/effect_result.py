@@ -20,7 +20,7 @@ from hooked_asr.long_work import Done
 from hooked_asr.manifests import Clip
 from hooked_asr.patching.saving import ResultError, save_as
 
-_MEANS = ("changed", "language_changed", "kl", "log_prob_change")
+_MEANS = ("changed", "language_changed", "with_text", "kl", "log_prob_change")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Outcome:
     - `kl`: from the unmodified next-token distributions to these (nats), the mean over the
       unmodified transcript's tokens and its end; `log_prob`: the mean of these tokens (nats). None
       where that cannot be forced.
+    - `languages`: how likely each language is, of all that a Whisper tells apart.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Outcome:
     character_errors: int
     kl: float | None = None
     log_prob: float | None = None
+    languages: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,11 @@ class ConceptEffect:
         """One row for each dose.
 
         - `changed`, `language_changed`: shares of clips, of whose texts, or identified languages,
-          are others than unmodified; `identified` as `language`, the share of clips, where one is
-          asked for. `kl` and `log_prob_change` (nats): means over clips. Each with both ends of its
-          interval, `_low` and `_high`, resampled over clips, or their groups.
+          are others than unmodified; `with_text`, of those in which any is heard. Where `language`
+          is asked for, `identified` as that, and `probability`, its mean. `kl` and
+          `log_prob_change` (nats): means over clips. Each with both ends of its interval, `_low`
+          and `_high`, resampled over clips, or their groups.
+        - `with_text_before`: the share of clips in which text is heard unmodified.
         - `wer`, `cer`: errors over all words, or characters, of all clips; `wer_before` and
           `cer_before` of the unmodified transcripts.
         """
@@ -97,6 +101,7 @@ class ConceptEffect:
         for dose, outcomes in zip(self.doses, self.outcomes, strict=True):
             row: dict[str, Any] = {"name": dose.name, "strength": dose.strength}
             row |= {"clips": len(outcomes), **self._shares(outcomes, language, level)}
+            row["with_text_before"] = float(np.mean([bool(one.before.text) for one in self.clips]))
             rows.append(row | self._rates(outcomes))
         return pd.DataFrame(rows)
 
@@ -157,16 +162,20 @@ class ConceptEffect:
         Raises `ResultError` for a file that holds something else.
         """
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(
-                clips=[_read_clip(one) for one in found["clips"]],
-                doses=[DoseName(**one) for one in found["doses"]],
-                outcomes=[[Outcome(**one) for one in of_dose] for of_dose in found["outcomes"]],
-                model=found["model"],
-                failed=found["failed"],
-            )
+            return cls.of_plain(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ResultError(f"{path} holds no saved concept effect: {error!r}") from error
+
+    @classmethod
+    def of_plain(cls, found: Mapping[str, Any]) -> ConceptEffect:
+        """Out of what JSON holds of it."""
+        return cls(
+            clips=[_read_clip(one) for one in found["clips"]],
+            doses=[DoseName(**one) for one in found["doses"]],
+            outcomes=[[Outcome(**one) for one in of_dose] for of_dose in found["outcomes"]],
+            model=found["model"],
+            failed=found["failed"],
+        )
 
     # --- Over clips -------------------------------------------------------------------------------
 
@@ -174,17 +183,19 @@ class ConceptEffect:
         self, outcomes: Sequence[Outcome], language: str | None, level: float
     ) -> dict[str, float]:
         """Means over clips, each before its interval."""
-        names = [*_MEANS, *(["identified"] if language else [])]
+        names = [*_MEANS, *(["identified", "probability"] if language else [])]
         values: dict[str, list[float]] = {name: [] for name in names}
         for clip, one in zip(self.clips, outcomes, strict=True):
             values["changed"].append(float(one.changed))
             told = one.language != ""
             moved = float(one.language != clip.before.language) if told else np.nan
             values["language_changed"].append(moved)
+            values["with_text"].append(float(bool(one.text)))
             values["kl"].append(_number(one.kl))
             values["log_prob_change"].append(_number(one.log_prob) - _number(clip.before.log_prob))
             if language:
                 values["identified"].append(float(one.language == language))
+                values["probability"].append(_number(one.languages.get(language)))
         about = bootstrap_means(np.array(list(values.values())).T, self._groups, level=level)
         ends = {"": about.mean, "_low": about.low, "_high": about.high}
         return {

@@ -18,6 +18,7 @@ from hooked_asr.generation.row_hooks import RowHooks
 from hooked_asr.generation.rows import RowsDecoder
 from hooked_asr.generation.rules import PromptShape, end_tokens, logits_processors
 from hooked_asr.generation.window import Heard, Watched
+from hooked_asr.names import select
 from hooked_asr.shapes import Audio
 from hooked_asr.speech import token_compression_ratio
 
@@ -155,11 +156,19 @@ class RowRecordings:
             if not hasattr(fn, "unmet"):  # a plain function
                 continue
             steps = [step for step in range(n_said + 1) if fn.acts_in(step)]
-            passed = [p for step in steps for p in _positions(step, n_prompt)]
-            met = range(passed[0], passed[-1] + 1) if passed else range(0)
-            missed = fn.unmet(met, n_said + 1)
+            missed = fn.unmet(self._met(selector, steps, n_prompt), n_said + 1)
             if missed:
                 warnings.warn(f"row {row}: {fn} on {selector!r} never met {missed}", stacklevel=2)
+
+    def _met(self, selector: Any, steps: list[int], n_prompt: int) -> range:
+        """The positions that pass a hook in these steps."""
+        table = self.model.hook_table
+        spec = table[select(selector, table)[0]]
+        if spec.clock != "pos":  # the encoder runs once
+            n_positions = spec.shape(self.model.config, 1, 1)[spec.position_axis]
+            return range(n_positions if 0 in steps else 0)
+        passed = [p for step in steps for p in _positions(step, n_prompt)]
+        return range(passed[0], passed[-1] + 1) if passed else range(0)
 
 
 def _positions(step: int, n_prompt: int) -> range:

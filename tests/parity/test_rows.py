@@ -138,6 +138,13 @@ def test_a_row_that_had_nothing_to_do_is_named():
         model.generate_rows(sounds(1), rows, max_new_tokens=5)
 
 
+def test_positions_of_the_encoder_are_not_taken_for_tokens():
+    _, model = pair(4, times=False)
+    last = model.config.encoder.n_ctx - 1
+    rows = [zero(f"encoder.0.mlp@{last}"), zero("decoder.0.mlp@3")]
+    assert len(model.generate_rows(sounds(1), rows, max_new_tokens=5)) == 2  # and no warning
+
+
 def test_rows_are_of_one_recording():
     _, model = pair(4)
     with pytest.raises(GenerationError, match="one recording; got 2"):

@@ -1,0 +1,43 @@
+"""Sparse autoencoders on speech: train them, read their features, listen to them, steer by them."""
+
+from hooked_asr.sae.attribute import attribute_features
+from hooked_asr.sae.attribute_result import FeatureAttribution
+from hooked_asr.sae.autoencoder import SparseAutoencoder
+from hooked_asr.sae.edits import (
+    ablate_features,
+    add_features,
+    clamp_features,
+    scale_features,
+    splice,
+)
+from hooked_asr.sae.errors import SAEError
+from hooked_asr.sae.measure import measure_sae
+from hooked_asr.sae.measure_frontier import frontier
+from hooked_asr.sae.measure_result import SAEMeasures
+from hooked_asr.sae.pages import feature_pages
+from hooked_asr.sae.pick import pick_features
+from hooked_asr.sae.read import read_features
+from hooked_asr.sae.reading import FeatureReading
+from hooked_asr.sae.steer import steer_sweep
+from hooked_asr.sae.train import train_sae
+
+__all__ = [
+    "FeatureAttribution",
+    "FeatureReading",
+    "SAEError",
+    "SAEMeasures",
+    "SparseAutoencoder",
+    "ablate_features",
+    "add_features",
+    "attribute_features",
+    "clamp_features",
+    "feature_pages",
+    "frontier",
+    "measure_sae",
+    "pick_features",
+    "read_features",
+    "scale_features",
+    "splice",
+    "steer_sweep",
+    "train_sae",
+]
