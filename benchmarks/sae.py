@@ -31,8 +31,8 @@ from forward import SIZES, models
 
 from hooked_asr.features import harvest
 from hooked_asr.manifests import read_clips
-from hooked_asr.sae.stream_blocks import Harvesting
-from hooked_asr.sae.train import train_sae
+from hooked_asr.sae.training.blocks import Harvesting
+from hooked_asr.sae.training.train import train_sae
 
 BLOCKS = 4
 

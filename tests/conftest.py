@@ -1,4 +1,4 @@
-"""What all tests share. Annotated shapes and types are checked in every call under test."""
+"""What all tests share. Annotated shapes and types are checked in every call of a unit test."""
 
 import os
 import sys
@@ -38,21 +38,23 @@ def refit(shared: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _checked(request):
+    """Shapes and types are checked where parts are tested.
+
+    Elsewhere whole models are compared with others', trained and run at length: without the checks,
+    which take most of a decoding of many steps.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name in ("parity", "checkpoint", "nano"):
+            patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        yield
+
+
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Without checks of shapes and types, which take most of a decoding of many steps.
-
-    For tests that compare whole decodings; the code they run is checked under others.
-    """
+    """The same for one test."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-@pytest.fixture(scope="module")
-def unchecked_module():
-    """The same for a whole module, its fixtures included."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-        yield
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from hooked_asr.patching.inputs import patching_inputs
 from hooked_asr.patching.metric_text import METRIC_HELP
 from hooked_asr.patching.references import REFERENCE_HELP
 from hooked_asr.patching.text_metrics import TextMetric
-from hooked_asr.sae.attribute import attribute_features
-from hooked_asr.sae.attribute_result import FeatureAttribution
+from hooked_asr.sae.attribution.attribute import attribute_features
+from hooked_asr.sae.attribution.result import FeatureAttribution
 from hooked_asr.sae.autoencoder import SparseAutoencoder
 
 

@@ -23,9 +23,9 @@ from hooked_asr.cli.options import (
 )
 from hooked_asr.manifests import read_clips
 from hooked_asr.sae.autoencoder import SparseAutoencoder
-from hooked_asr.sae.measure import measure_sae
-from hooked_asr.sae.measure_frontier import frontier
-from hooked_asr.sae.measure_result import SAEMeasures
+from hooked_asr.sae.measuring.frontier import frontier
+from hooked_asr.sae.measuring.measure import measure_sae
+from hooked_asr.sae.measuring.result import SAEMeasures
 from hooked_asr.viz.figure import save as save_figure
 
 

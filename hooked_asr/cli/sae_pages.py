@@ -11,8 +11,8 @@ from hooked_asr.cli.lens_options import say
 from hooked_asr.cli.options import Device, Dtype, FloatType, Model, load, progress
 from hooked_asr.cli.sae_read import numbers
 from hooked_asr.sae.autoencoder import SparseAutoencoder
-from hooked_asr.sae.pages import feature_pages
-from hooked_asr.sae.reading import FeatureReading
+from hooked_asr.sae.pages.pages import feature_pages
+from hooked_asr.sae.reading.reading import FeatureReading
 
 
 def pages(

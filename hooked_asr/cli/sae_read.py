@@ -23,9 +23,9 @@ from hooked_asr.cli.options import (
     progress,
 )
 from hooked_asr.sae.autoencoder import SparseAutoencoder
-from hooked_asr.sae.read import read_features
-from hooked_asr.sae.read_feature import FeatureNote
-from hooked_asr.sae.reading import FeatureReading
+from hooked_asr.sae.reading.feature import FeatureNote
+from hooked_asr.sae.reading.read import read_features
+from hooked_asr.sae.reading.reading import FeatureReading
 
 _SHOWN = 6  # words, or phones, at a feature's peaks
 

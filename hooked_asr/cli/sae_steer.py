@@ -23,8 +23,8 @@ from hooked_asr.cli.options import (
 )
 from hooked_asr.cli.tables import new_table, show
 from hooked_asr.sae.autoencoder import SparseAutoencoder
-from hooked_asr.sae.steer import HOWS, steer_sweep
-from hooked_asr.sae.steer_result import SteerSweep
+from hooked_asr.sae.steering.result import SteerSweep
+from hooked_asr.sae.steering.steer import HOWS, steer_sweep
 
 
 def steer(

@@ -23,9 +23,9 @@ from hooked_asr.cli.options import (
 )
 from hooked_asr.features import FeatureStore
 from hooked_asr.features.disk import BEGUN, INDEX
-from hooked_asr.sae.architectures import ARCHITECTURES
 from hooked_asr.sae.autoencoder import SparseAutoencoder
-from hooked_asr.sae.train import train_sae
+from hooked_asr.sae.training.architectures import ARCHITECTURES
+from hooked_asr.sae.training.train import train_sae
 
 
 def train(

@@ -1,7 +1,7 @@
 """Sparse autoencoders on speech: train them, read their features, listen to them, steer by them."""
 
-from hooked_asr.sae.attribute import attribute_features
-from hooked_asr.sae.attribute_result import FeatureAttribution
+from hooked_asr.sae.attribution.attribute import attribute_features
+from hooked_asr.sae.attribution.result import FeatureAttribution
 from hooked_asr.sae.autoencoder import SparseAutoencoder
 from hooked_asr.sae.edits import (
     ablate_features,
@@ -11,15 +11,15 @@ from hooked_asr.sae.edits import (
     splice,
 )
 from hooked_asr.sae.errors import SAEError
-from hooked_asr.sae.measure import measure_sae
-from hooked_asr.sae.measure_frontier import frontier
-from hooked_asr.sae.measure_result import SAEMeasures
-from hooked_asr.sae.pages import feature_pages
-from hooked_asr.sae.pick import pick_features
-from hooked_asr.sae.read import read_features
-from hooked_asr.sae.reading import FeatureReading
-from hooked_asr.sae.steer import steer_sweep
-from hooked_asr.sae.train import train_sae
+from hooked_asr.sae.measuring.frontier import frontier
+from hooked_asr.sae.measuring.measure import measure_sae
+from hooked_asr.sae.measuring.result import SAEMeasures
+from hooked_asr.sae.pages.pages import feature_pages
+from hooked_asr.sae.reading.read import read_features
+from hooked_asr.sae.reading.reading import FeatureReading
+from hooked_asr.sae.steering.pick import pick_features
+from hooked_asr.sae.steering.steer import steer_sweep
+from hooked_asr.sae.training.train import train_sae
 
 __all__ = [
     "FeatureAttribution",

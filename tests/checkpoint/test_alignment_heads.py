@@ -11,8 +11,6 @@ from hooked_asr.nano import bundle
 from hooked_asr.patching import find_alignment_heads
 from hooked_asr.patching.alignment_heads import NoAlignmentError
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 CLIPS = [bundle.clip(name) for name in ("english", "scottish", "spanish", "german", "likely")]
 PATHS = [clip.path for clip in CLIPS]
 TOLERANCE = 0.06  # seconds of the median error; 0.044 measured

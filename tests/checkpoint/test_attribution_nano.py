@@ -108,7 +108,7 @@ def pooled(measured: list, parts: list[str], method: str) -> Any:
     return compare([exact for exact, _ in both], [estimate for _, estimate in both])
 
 
-def test_estimates_of_heads_agree_with_exact_patching(unchecked):
+def test_estimates_of_heads_agree_with_exact_patching():
     """Plain estimates of all heads; integrated ones also within each attention.
 
     Alone, the encoder's heads are where the plain estimate is weakest: 0.95 over these pairs, less

@@ -7,8 +7,6 @@ from hooked_asr import HookedWhisper
 from hooked_asr.lenses import candidate_similarity, logit_lens
 from hooked_asr.nano import bundle
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 CLIPS = [bundle.clip(name) for name in ("english", "scottish", "spanish", "german", "likely")]
 
 

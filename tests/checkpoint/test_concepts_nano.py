@@ -7,8 +7,6 @@ from hooked_asr import HookedWhisper
 from hooked_asr.concepts import ErasureFitter, concept_effect, mean_difference, steering
 from hooked_asr.nano import bundle
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 ENGLISH = [bundle.clip(name) for name in ("english", "scottish", "likely", "unlikely")]
 GERMAN, SPANISH = bundle.clip("german"), bundle.clip("spanish")
 LATE, MIDDLE = "decoder.3.hook_resid_post", "encoder.2.hook_resid_post"

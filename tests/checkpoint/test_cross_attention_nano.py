@@ -13,8 +13,6 @@ from hooked_asr.nano import bundle
 from hooked_asr.patching import find_alignment_heads
 from hooked_asr.speech.words import word_spans
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 CLIPS = [bundle.clip(name) for name in ("english", "scottish", "likely")]
 PATHS, TEXTS = [clip.path for clip in CLIPS], [clip.text for clip in CLIPS]
 MARGIN = 0.1  # seconds

@@ -13,8 +13,6 @@ from hooked_asr.nano import bundle
 from hooked_asr.speech import normaliser
 from hooked_asr.weights.checkpoint import BUNDLED
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 CLIPS = [bundle.clip(name) for name in ("english", "german", "chant")]
 
 

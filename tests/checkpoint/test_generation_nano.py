@@ -10,8 +10,6 @@ from hooked_asr.nano import bundle
 from hooked_asr.speech import loop_share, token_compression_ratio
 from hooked_asr.weights.checkpoint import BUNDLED
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 NAMES = [clip.name for clip in bundle.clips()]
 FALLBACK = {"temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)}
 

@@ -12,8 +12,6 @@ from transformers import WhisperForConditionalGeneration
 
 from hooked_asr import HookedWhisper, load_audio
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 SHORT = [
     "speech_en/jfk.flac",
     "speech_en/LJ001-0002.wav",

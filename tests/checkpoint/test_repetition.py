@@ -16,8 +16,6 @@ from hooked_asr.patching import RepetitionError, RepetitionResult
 from hooked_asr.patching.loops import RepeatedText
 from hooked_asr.patching.result import ResultError
 
-pytestmark = pytest.mark.usefixtures("unchecked_module")
-
 CHANT = bundle.clip("chant").path
 SITES = [
     patching.components("decoder", ("cross_attn", "mlp")),

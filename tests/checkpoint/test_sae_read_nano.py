@@ -13,9 +13,7 @@ from hooked_asr import HookedWhisper
 from hooked_asr.nano.clips import one_sentence
 from hooked_asr.nano.corpus import bare, speak_set
 from hooked_asr.probes import random_weights
-from hooked_asr.sae.read import read_features
-
-pytestmark = pytest.mark.usefixtures("unchecked_module")
+from hooked_asr.sae.reading.read import read_features
 
 SITE = "encoder.3.hook_resid_post"
 N_FITTED, N_READ, N_PHONES = 50, 40, 20

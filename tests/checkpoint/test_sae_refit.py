@@ -7,11 +7,9 @@ from sklearn.metrics import r2_score
 from hooked_asr import HookedWhisper
 from hooked_asr.features import harvest
 from hooked_asr.sae import SparseAutoencoder
-from hooked_asr.sae.train import train_sae
+from hooked_asr.sae.training.train import train_sae
 
 SITE = "encoder.3.hook_resid_post"
-
-pytestmark = pytest.mark.usefixtures("unchecked_module")
 
 
 def test_other_speakers_are_explained(shared, refit, tmp_path):

@@ -8,10 +8,8 @@ from hooked_asr.features import harvest
 from hooked_asr.nano import bundle
 from hooked_asr.sae import SparseAutoencoder
 from hooked_asr.sae.edits import ablate_features, add_features, clamp_features, splice
-from hooked_asr.sae.measure import measure_sae
+from hooked_asr.sae.measuring.measure import measure_sae
 from hooked_asr.sae.saelens import saelens
-
-pytestmark = pytest.mark.usefixtures("unchecked_module")
 
 SITE = "encoder.3.hook_resid_post"
 CLIPS = [bundle.clip(name) for name in ("english", "scottish", "german", "likely")]

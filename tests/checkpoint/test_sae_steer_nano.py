@@ -16,12 +16,10 @@ from hooked_asr.audio import load_audio
 from hooked_asr.nano.clips import one_sentence, speak
 from hooked_asr.nano.espeak import Espeak
 from hooked_asr.sae import SparseAutoencoder
-from hooked_asr.sae.attribute import attribute_features
-from hooked_asr.sae.pick import pick_features
+from hooked_asr.sae.attribution.attribute import attribute_features
 from hooked_asr.sae.saelens import saelens
-from hooked_asr.sae.steer import steer_sweep
-
-pytestmark = pytest.mark.usefixtures("unchecked_module")
+from hooked_asr.sae.steering.pick import pick_features
+from hooked_asr.sae.steering.steer import steer_sweep
 
 TELLS_LANGUAGE, HEARS_HISS = "decoder.3.hook_resid_post", "encoder.0.hook_resid_post"
 LEVELS = (-70.0, -65.0, -60.0)  # dBFS: the faint hiss that has text

@@ -16,8 +16,6 @@ from hooked_asr.nano.espeak import Espeak
 from hooked_asr.nano.recipe import Recipe
 from hooked_asr.patching.manifest import ManifestError
 
-pytestmark = pytest.mark.usefixtures("unchecked_module")
-
 LAYERS = ["embed", "0", "1", "2"]
 SPEECH = [one for one in bundle.clips() if one.text and one.name != "english_babble"]
 ENGLISH, SCOTTISH = bundle.clip("english"), bundle.clip("scottish")

@@ -14,7 +14,6 @@ from hooked_asr.nano import bundle, corpus
 from hooked_asr.nano.recipe import Phase, Recipe
 
 pytest.importorskip("espeakng_loader")
-pytestmark = pytest.mark.usefixtures("unchecked_module")  # many steps
 SMALL = partial(
     Recipe,
     clips_per_shard=6,

@@ -34,7 +34,6 @@ from hooked_asr.nano.record import RecordError, TrainingRecord
 from hooked_asr.nano.training import untrained
 from hooked_asr.nano.voices import HELD_OUT_SPEAKERS, draw_voice
 
-pytestmark = pytest.mark.usefixtures("unchecked_module")
 SMALL = Recipe(d_model=16, n_layers=1, n_heads=2, n_tokens=24)
 HELD_OUT = {name for names in HELD_OUT_SPEAKERS.values() for name in names}
 

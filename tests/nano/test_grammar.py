@@ -17,7 +17,6 @@ from hooked_asr.nano.lexicon import GROUPS
 from hooked_asr.nano.phrases import capitalised, contract, phrase
 
 CLEAN = re.compile(r"¿?[A-ZÁÉÍÓÚÑÄÖÜ][A-Za-zÁÉÍÓÚÑÄÖÜáéíóúñüäöß ,'¿¡]*[.?]")
-pytestmark = pytest.mark.usefixtures("unchecked_module")
 WORDS = {(word.group, word.lemma): word for group in GROUPS.values() for word in group}
 
 

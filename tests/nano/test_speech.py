@@ -14,7 +14,6 @@ from hooked_asr.nano.recipe import Recipe
 from hooked_asr.nano.voices import ACCENTS, HELD_OUT_SPEAKERS, LANGUAGES, TRAINING_SPEAKERS
 
 pytest.importorskip("espeakng_loader")
-pytestmark = pytest.mark.usefixtures("unchecked_module")
 SMALL = Recipe(shards=2, clips_per_shard=5)
 
 

@@ -17,7 +17,6 @@ from hooked_asr.nano.recipe import Phase, Recipe
 from hooked_asr.nano.training import TrainingError, train, untrained, windowed
 
 pytest.importorskip("espeakng_loader")
-pytestmark = pytest.mark.usefixtures("unchecked_module")  # many steps
 SMALL = Recipe(
     shards=1,
     clips_per_shard=12,

@@ -13,8 +13,6 @@ from hooked_asr.generation.beams import decode_beams
 from hooked_asr.nano import bundle
 from hooked_asr.weights.checkpoint import BUNDLED
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 every_width = pytest.mark.parametrize("num_beams", [2, 3, 5])
 with_and_without_timestamps = pytest.mark.parametrize(
     "timestamps", [False, True], ids=["text", "timestamps"]

@@ -27,8 +27,6 @@ from hooked_asr.errors import HookedASRError
 from hooked_asr.generation import GenerationError
 from hooked_asr.interventions import zero
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 # `tiny`'s ids, with a token for what came before, and times of 0.00 to 1.00 s.
 PREVIOUS, NO_SPEECH, FIRST_TIME, N_VOCAB = 45, 48, NO_TIMESTAMPS + 1, NO_TIMESTAMPS + 52
 N_CTX, WINDOW = 40, 100  # tokens, frames

@@ -17,8 +17,6 @@ from hooked_asr.generation import GenerationError, PromptShape, Steps, logits_pr
 from hooked_asr.generation.lockstep import encoding_beside, references
 from hooked_asr.interventions import Lockstep, Site, interpolate, mean, replace, zero
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 LOGITS = "unembed.hook_out"
 N_PROMPT = 2  # start, and no time stamps
 TIMES = range(tiny.NO_TIMESTAMPS + 1, tiny.N_VOCAB)

@@ -991,7 +991,6 @@ BATCHES_TO_ANSWER = [
 ]
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("penalty", [None, 1.3], ids=["plain", "penalty"])
 @pytest.mark.parametrize("batch", BATCHES_TO_ANSWER)
 @every_layout
@@ -1099,7 +1098,6 @@ def test_each_position_passes_once_in_a_reply():
         assert seen[name] == list(range(inputs["tokens"].shape[1] + 5)), name
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("batch", ["one_clip", "mixed_left"])
 @some_layouts
 def test_silencing_a_head_in_a_reply_is_silencing_it_in_the_reference(layout, batch):

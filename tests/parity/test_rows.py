@@ -12,8 +12,6 @@ from hooked_asr.generation import GenerationError
 from hooked_asr.interventions import InterventionError, Lockstep, add, custom, mean, replace, zero
 from hooked_asr.nano.bundle import clip
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 
 @pytest.fixture(autouse=True)
 def without_gradients():

@@ -14,8 +14,8 @@ from hooked_asr.interventions import replace
 from hooked_asr.patching import AttributionError, SweepError
 from hooked_asr.patching.metrics import log_prob, logit, logit_diff
 from hooked_asr.sae import SAEError
-from hooked_asr.sae.attribute import attribute_features
-from hooked_asr.sae.attribute_result import FeatureAttribution
+from hooked_asr.sae.attribution.attribute import attribute_features
+from hooked_asr.sae.attribution.result import FeatureAttribution
 from hooked_asr.sae.edits import ablate_features, scale_features
 
 SITES = [

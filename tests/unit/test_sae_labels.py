@@ -9,10 +9,11 @@ from sklearn.metrics import f1_score, mutual_info_score
 
 from hooked_asr.manifests import Clip
 from hooked_asr.sae import SAEError
-from hooked_asr.sae.activity import Activity
-from hooked_asr.sae.labels import LabelScorer, associate
-from hooked_asr.sae.labels_alignment import Aligned, from_ends, read_alignments
-from hooked_asr.sae.labels_rows import (
+from hooked_asr.sae.reading.activity import Activity
+from hooked_asr.sae.reading.alignments import Aligned, from_ends, read_alignments
+from hooked_asr.sae.reading.labels import LabelScorer, associate
+from hooked_asr.sae.reading.purity import label_sums, purity
+from hooked_asr.sae.reading.row_labels import (
     NONE,
     UNKNOWN,
     ReadClip,
@@ -22,7 +23,6 @@ from hooked_asr.sae.labels_rows import (
     halves,
     shuffled,
 )
-from hooked_asr.sae.purity import label_sums, purity
 
 N = 2000
 

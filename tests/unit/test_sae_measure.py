@@ -16,10 +16,10 @@ from hooked_asr import HookedQwen2Audio, HookedWhisper
 from hooked_asr.features import harvest
 from hooked_asr.patching.saving import ResultError
 from hooked_asr.sae import SAEError, SparseAutoencoder
-from hooked_asr.sae.measure import measure_sae
-from hooked_asr.sae.measure_frontier import frontier
-from hooked_asr.sae.measure_ratios import ratio
-from hooked_asr.sae.measure_result import SAEMeasures
+from hooked_asr.sae.measuring.frontier import frontier
+from hooked_asr.sae.measuring.measure import measure_sae
+from hooked_asr.sae.measuring.ratios import ratio
+from hooked_asr.sae.measuring.result import SAEMeasures
 from hooked_asr.sae.saelens import saelens
 from hooked_asr.speech import normaliser, wer
 from hooked_asr.weights.fingerprint import fingerprint

@@ -17,10 +17,10 @@ from tiny_checkpoint import save_checkpoint
 
 from hooked_asr import HookedWhisper
 from hooked_asr.sae import SAEError
-from hooked_asr.sae.page_logits import direction_logits
-from hooked_asr.sae.page_png import grey_png
-from hooked_asr.sae.pages import feature_pages
-from hooked_asr.sae.read import read_features
+from hooked_asr.sae.pages.logits import direction_logits
+from hooked_asr.sae.pages.pages import feature_pages
+from hooked_asr.sae.pages.png import grey_png
+from hooked_asr.sae.reading.read import read_features
 
 SITE, DECODER = "encoder.1.hook_resid_post", "decoder.1.hook_resid_post"
 HOSTILE = '<script>document.title="x"</script>&"\''

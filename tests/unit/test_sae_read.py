@@ -13,8 +13,8 @@ from tiny_checkpoint import save_checkpoint
 from hooked_asr import HookedWhisper
 from hooked_asr.probes import random_weights
 from hooked_asr.sae import SAEError
-from hooked_asr.sae.read import read_features
-from hooked_asr.sae.reading import FeatureReading
+from hooked_asr.sae.reading.read import read_features
+from hooked_asr.sae.reading.reading import FeatureReading
 
 SITE, DECODER = "encoder.1.hook_resid_post", "decoder.0.hook_resid_post"
 SAMPLES = [16_000, 9_999, 4_801, 12_345, 8_000, 7_777]  # a window of the tiny model is one second

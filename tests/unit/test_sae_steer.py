@@ -13,9 +13,9 @@ from hooked_asr.lenses import forced_run
 from hooked_asr.patching.saving import ResultError
 from hooked_asr.sae import SAEError
 from hooked_asr.sae.edits import add_features, clamp_features, scale_features
-from hooked_asr.sae.pick import pick_features, telling_apart
-from hooked_asr.sae.steer import feature_doses, steer_sweep
-from hooked_asr.sae.steer_result import SteerSweep
+from hooked_asr.sae.steering.pick import pick_features, telling_apart
+from hooked_asr.sae.steering.result import SteerSweep
+from hooked_asr.sae.steering.steer import feature_doses, steer_sweep
 
 AUDIO, TEXT = "encoder.0.hook_resid_post", "decoder.0.hook_resid_post"
 HEARD = {"clip 0": 25, "clip 1": 40, "clip 2": 13, "clip 3": 50}  # encoder positions with sound

@@ -20,12 +20,12 @@ from hooked_asr.features.rows import Rows
 from hooked_asr.manifests import read_clips
 from hooked_asr.records import RecordsError
 from hooked_asr.sae import SAEError, SparseAutoencoder
-from hooked_asr.sae import train_steps as steps_module
-from hooked_asr.sae.architectures import ARCHITECTURES
 from hooked_asr.sae.saelens import saelens
-from hooked_asr.sae.stream import Place, Stream
-from hooked_asr.sae.stream_blocks import Harvesting, LiveBlocks, StoreBlocks
-from hooked_asr.sae.train import train_sae
+from hooked_asr.sae.training import steps as steps_module
+from hooked_asr.sae.training.architectures import ARCHITECTURES
+from hooked_asr.sae.training.blocks import Harvesting, LiveBlocks, StoreBlocks
+from hooked_asr.sae.training.stream import Place, Stream
+from hooked_asr.sae.training.train import train_sae
 
 SITE = "encoder.1.hook_resid_post"
 WEIGHTS = "sae_weights.safetensors"

@@ -1,0 +1,1 @@
+"""Which features carry a token or an error."""

@@ -1,0 +1,1 @@
+"""What each feature of a sparse autoencoder goes with: moments, words, phones, classes."""

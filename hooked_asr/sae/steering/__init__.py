@@ -1,0 +1,1 @@
+"""Features chosen and driven while a model decodes, and what comes of it."""
