@@ -1,6 +1,6 @@
 """Probes of a trained encoder, on speakers that they were not fitted to.
 
-The first run encodes some 600 clips of 30 s, a few minutes on one core; activations are then kept
+The first run encodes some 500 windows of 30 s, two minutes on one core; activations are then kept
 in pytest's cache.
 """
 
@@ -16,8 +16,8 @@ from hooked_asr.probes import LinearProbe, ProbeOrigin, fit_probes, log_mel_feat
 from hooked_asr.timing import encoder_length
 from hooked_asr.weights.fingerprint import fingerprint
 
-TAKES = range(5)  # of each digit by each speaker
-RANDOM_TAKES = range(2)
+TAKES = range(3)  # of each digit by each speaker
+RANDOM_TAKES = range(1)
 
 
 def site(layer):
@@ -85,7 +85,7 @@ def test_a_speakers_sex_is_told(model, kept, speech, tmp_path):
 
 def test_speech_is_told_from_other_sounds(kept, speech, shared):
     clips, speakers, _ = speech
-    sounds = sorted((shared / "audio" / "nonspeech" / "esc10").glob("*/*.ogg"))
+    sounds = sorted((shared / "audio" / "nonspeech" / "esc10").glob("*/*.ogg"))[::2]
     heard, other = kept("speech", clips, [0, 1]), kept("sounds", sounds, [0, 1])
     features = {name: np.concatenate([heard[name], other[name]]) for name in heard}
     labels = ["speech"] * len(clips) + ["sound"] * len(sounds)
@@ -103,7 +103,7 @@ def test_digits_are_told_of_a_speaker_left_out(model, kept, shared):
 
     clips, digits, speakers = spoken(TAKES)
     found = fit_probes(
-        kept("digits", clips, [2, 3]),
+        kept("digits", clips, [3]),
         digits,
         groups=speakers,
         folds=len(set(speakers)),
@@ -116,6 +116,6 @@ def test_digits_are_told_of_a_speaker_left_out(model, kept, shared):
     assert found.baselines["shuffled"][best]["accuracy"].value < 0.2
     clips, digits, speakers = spoken(RANDOM_TAKES)
     blank = random_weights(model, how="permuted")
-    features = kept("random digits", clips, [2, 3], blank)
+    features = kept("random digits", clips, [3], blank)
     found = fit_probes(features, digits, groups=speakers, folds=4, progress=False)
     assert 0.15 < found.scores[found.best()]["accuracy"].value < 0.65
