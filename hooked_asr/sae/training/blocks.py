@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -110,6 +111,10 @@ class LiveBlocks:
             yield from self._in_blocks(start, n_rows)
 
     def _in_blocks(self, start: int, n_rows: int) -> Iterator[Rows]:
+        with _quick_turns():
+            yield from self._one_ahead(start, n_rows)
+
+    def _one_ahead(self, start: int, n_rows: int) -> Iterator[Rows]:
         done, past = divmod(start, self.passes)
         plan = islice(self._plan(), done, None)
         coming = _Coming(self, *next(plan))
@@ -201,6 +206,20 @@ class _Coming:
             pass
         except BaseException as error:  # raised where the block is asked for
             self._error = error
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """Let threads take turns more often than every 5 ms, which a step's many operations wait for.
+
+    Each comes back from PyTorch after much less, and would wait that long for the other.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(2e-4)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class _StoppedError(Exception):
