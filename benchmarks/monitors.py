@@ -1,6 +1,6 @@
 """Decoding with a monitor that reads along, against the same decoding without.
 
-    python benchmarks/monitors.py [--rounds 21] [--tokens 100]
+    python benchmarks/monitors.py [--rounds 31] [--tokens 100] [--model whisper-nano]
 
 whisper-nano, and random weights in whisper-tiny's shapes; one clip, and eight at once. The end
 token is forbidden, so that both sides take the same steps; log-mel frames are ready in memory.
@@ -22,6 +22,8 @@ from decoding import endless, nano, tiny
 from hooked_asr import HookedWhisper
 from hooked_asr.monitors import Monitor
 from hooked_asr.probes import LinearProbe, ProbeOrigin
+
+MODELS = {"whisper-nano": nano, "tiny's shapes": tiny}
 
 
 def monitors(model: HookedWhisper) -> dict[str, Monitor]:
@@ -85,11 +87,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--model", choices=MODELS, help="one of them alone")
     args = parser.parse_args()
     threads, version = torch.get_num_threads(), torch.__version__
     print(f"{platform.machine()}, {threads} threads, float32, torch {version}")
-    for name, make in (("whisper-nano", nano), ("tiny's shapes", tiny)):
-        ours, theirs = make()
+    for name in [args.model] if args.model else MODELS:
+        ours, theirs = MODELS[name]()
         endless(theirs, times=False)
         ours.generation_config = theirs.generation_config
         for n_clips in (1, 8):

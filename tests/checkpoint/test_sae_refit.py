@@ -25,5 +25,5 @@ def test_other_speakers_are_explained(shared, refit, tmp_path):
     features = sae.encode(torch.from_numpy(x))
     # The share of the squares about the mean, over all dimensions together.
     told = r2_score(x, sae.decode(features), multioutput="variance_weighted")
-    assert told > 0.8
+    assert told >= 0.85
     assert features.bool().sum(1).float().mean() == pytest.approx(32, abs=8)
