@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from hooked_asr.audio import SAMPLE_RATE
-from hooked_asr.nano.espeak import Espeak, Interval
+from hooked_asr.nano.espeak import Espeak, Interval, Utterance
 from hooked_asr.nano.grammar import Sentence, confused, held_out, sentence, vocabulary
 from hooked_asr.nano.recipe import Recipe
 from hooked_asr.nano.voices import LANGUAGES, Voice, draw_voice
@@ -63,6 +63,16 @@ class Clip:
 
 def speak(espeak: Espeak, plan: Plan) -> Clip:
     """Say a plan."""
+
+    def say(part: Part) -> Utterance:
+        voice = part.voice
+        return espeak.say(part.spoken, voice.espeak, voice.rate, voice.pitch, voice.stretch)
+
+    return spoken(plan, say)
+
+
+def spoken(plan: Plan, say: Callable[[Part], Utterance]) -> Clip:
+    """A plan whose parts are said by any means, one behind the other."""
     sounds, segments = [], []
     words: list[Interval] = []
     phones: list[Interval] = []
@@ -70,8 +80,7 @@ def speak(espeak: Espeak, plan: Plan) -> Clip:
     for part, pause in zip(plan.parts, plan.pauses, strict=True):
         sounds.append(np.zeros(round(pause * SAMPLE_RATE), np.int16))
         clock += len(sounds[-1]) / SAMPLE_RATE
-        voice = part.voice
-        said = espeak.say(part.spoken, voice.espeak, voice.rate, voice.pitch, voice.stretch)
+        said = say(part)
         words += _later(said.words, clock)
         phones += _later(said.phones, clock)
         sounds.append(said.samples)

@@ -8,9 +8,9 @@ import multiprocessing
 import os
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,18 @@ def build_corpus(
         for _ in done:
             pass
     return Corpus(root)
+
+
+def training_texts(recipe: Recipe, progress: bool = True) -> Counter[str]:
+    """What the training has whisper-nano write of speech, part by part, and how often.
+
+    The corpus is planned anew, and not spoken, which takes seconds. The few clips that prove too
+    long when they are spoken, and are left out, cannot be told: their texts are here, and those of
+    as many at the end of each shard are not.
+    """
+    shards = tqdm(range(recipe.shards), desc="texts", unit="shard", disable=not progress)
+    plans = (plan for i in shards for plan in islice(_plans(recipe, i), recipe.clips_per_shard))
+    return Counter(part.written for plan in plans for part in plan.parts)
 
 
 def speak_set(plans: Sequence[Plan], seed: int) -> list[Clip]:
@@ -136,19 +148,23 @@ def _corpus_part(recipe: Recipe) -> dict[str, Any]:
 
 
 def _write_training_shard(root: Path, recipe: Recipe, shard: int) -> None:
-    rng = random.Random(f"{recipe.seed}/{shard}")
     espeak = Espeak(seed=recipe.seed * 10_000 + shard)
-    clips: list[Clip] = []
-    while len(clips) < recipe.clips_per_shard:
-        clip = speak(espeak, plan_training_clip(rng, recipe))
-        if clip.seconds <= recipe.seconds:
-            clips.append(clip)
+    spoken = (speak(espeak, plan) for plan in _plans(recipe, shard))
+    fitting = (clip for clip in spoken if clip.seconds <= recipe.seconds)
+    clips = list(islice(fitting, recipe.clips_per_shard))
     starts = np.cumsum([0, *(len(clip.samples) for clip in clips)]).tolist()
     with written_aside(_samples_path(root, shard)) as aside:
         np.save(aside, np.concatenate([clip.samples for clip in clips]))
     with written_aside(_records_path(root, shard)) as aside:  # last: it says the shard is whole
         records = map(_record, clips, pairwise(starts))
         aside.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _plans(recipe: Recipe, shard: int) -> Iterator[Plan]:
+    """What is said in a shard, and in clips that prove too long for it; without end."""
+    rng = random.Random(f"{recipe.seed}/{shard}")
+    while True:
+        yield plan_training_clip(rng, recipe)
 
 
 def _speak_all(plans: Sequence[Plan], seed: int) -> list[Clip]:

@@ -198,7 +198,8 @@ Hund Mund
 """
 
 
-def _pairs(language: str, table: str) -> tuple[MinimalPair, ...]:
+def pair_table(language: str, table: str) -> tuple[MinimalPair, ...]:
+    """The pairs of a table: the two words, sentences that ask for the first, for the second."""
     lines = table.strip().splitlines()
     blocks = zip(lines[::3], lines[1::3], lines[2::3], strict=True)
     return tuple(_pair(language, *block) for block in blocks)
@@ -213,4 +214,4 @@ def _frames(line: str) -> tuple[str, ...]:
     return tuple(frame.strip() for frame in line.split("|"))
 
 
-PAIRS = _pairs("en", _ENGLISH) + _pairs("es", _SPANISH) + _pairs("de", _GERMAN)
+PAIRS = pair_table("en", _ENGLISH) + pair_table("es", _SPANISH) + pair_table("de", _GERMAN)

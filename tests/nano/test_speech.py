@@ -1,13 +1,14 @@
 """Speech, noise and corpus: the same from the same seed, whole or not there at all."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hooked_asr.nano.clips import chant, code_switch, one_sentence, speak, two_sentences
-from hooked_asr.nano.corpus import Corpus, CorpusError, build_corpus, speak_set
+from hooked_asr.nano.corpus import Corpus, CorpusError, build_corpus, speak_set, training_texts
 from hooked_asr.nano.espeak import Espeak, SynthesisError
 from hooked_asr.nano.noise import NOISES, add_noise, babble, noise, rms
 from hooked_asr.nano.recipe import Recipe
@@ -147,6 +148,13 @@ def test_corpus_is_read_as_it_was_spoken(corpus):
     assert clip.segments[-1].end == pytest.approx(clip.seconds, abs=1e-3)
     assert clip.text == " ".join(part.written for part in clip.plan.parts)
     assert corpus.phones[0] in "aeiontsə"
+
+
+def test_the_texts_of_a_corpus_are_told_without_speaking_it(tmp_path):
+    recipe = replace(SMALL, seconds=60)  # none is too long
+    corpus = build_corpus(tmp_path, recipe, workers=1, progress=False)
+    written = Counter(segment.text for clip in corpus for segment in clip.segments)
+    assert training_texts(recipe, progress=False) == written
 
 
 def test_a_corpus_that_was_stopped_goes_on_and_ends_the_same(corpus, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +12,11 @@ import numpy as np
 from hooked_asr.audio import SAMPLE_RATE
 from hooked_asr.nano.clips import Clip, Part, Plan, chant, code_switch, one_sentence
 from hooked_asr.nano.corpus import speak_set
-from hooked_asr.nano.espeak import Interval
-from hooked_asr.nano.noise import NOISES, Samples, add_noise, babble, noise, rms
+from hooked_asr.nano.fragments import Fragment, cut_off, stuck
+from hooked_asr.nano.noise import Samples, Talker, add_noise
+from hooked_asr.nano.nonspeech import LEVELS as LEVELS
+from hooked_asr.nano.nonspeech import UNHEARD as UNHEARD
+from hooked_asr.nano.nonspeech import sound
 from hooked_asr.nano.pairs import PAIRS, MinimalPair
 from hooked_asr.nano.phrases import capitalised
 from hooked_asr.nano.voices import LANGUAGES, Voice, draw_voice
@@ -120,7 +123,9 @@ def with_noise(
         replace(
             clip,
             kind=f"{kind} {snr:g} dB",
-            samples=add_noise(clip.samples, _sound(kind, len(clip.samples), rng, others), snr),
+            samples=add_noise(
+                clip.samples, sound(kind, len(clip.samples), rng, _samples(others)), snr
+            ),
         )
         for clip, others in _with_others(clips, rng)
     ]
@@ -206,46 +211,19 @@ def _first(
 def _fragments(clips: Sequence[Clip], seed: int, seconds: float) -> Iterator[TestClip]:
     for i, clip in enumerate(clips):
         rng = random.Random(f"{seed}/fragment/{i}")
-        yield _cut_off(clip, rng)
-        yield _stuck(clip, rng, seconds)
+        yield _fragment("cut off", clip, cut_off(clip, rng))
+        yield _fragment("stuck", clip, stuck(clip, rng, seconds))
 
 
-def _cut_off(clip: Clip, rng: random.Random) -> TestClip:
-    """A clip that ends in the middle of a word; the text has the words before."""
-    words = clip.words
-    i = rng.randrange(len(words) // 2, len(words))
-    end = (words[i].start + words[i].end) / 2
-    return _fragment("cut off", clip, clip.samples[: round(end * SAMPLE_RATE)], words[:i])
-
-
-def _stuck(clip: Clip, rng: random.Random, seconds: float) -> TestClip:
-    """A clip that sticks, as a record does: its last 0.3 to 0.6 s come 4 to 8 times.
-
-    The text has the words of that stretch, whole ones or not, so many times.
-    """
-    length = rng.uniform(0.3, 0.6)
-    first, last = clip.words[0].start, clip.words[-1].end
-    start = rng.uniform(first, max(first, min(last, seconds - 4 * length) - length))
-    times = min(rng.randint(4, 8), int((seconds - start) / length))
-    head, stretch = (
-        clip.samples[round(a * SAMPLE_RATE) : round(b * SAMPLE_RATE)]
-        for a, b in ((0.0, start), (start, start + length))
-    )
-    before = [word for word in clip.words if word.end <= start]
-    again = [word for word in clip.words if start < word.end and word.start < start + length]
-    sound = np.concatenate([head, *[stretch] * times])[: int(seconds * SAMPLE_RATE)]
-    return _fragment("stuck", clip, sound, [*before, *again * times])
-
-
-def _fragment(kind: str, clip: Clip, samples: np.ndarray, words: Sequence[Interval]) -> TestClip:
+def _fragment(kind: str, clip: Clip, left: Fragment) -> TestClip:
     whole = _heard(_Asked(clip.plan), clip)
     return replace(
         whole,
         kind=kind,
-        samples=samples.astype(np.float32) / 2**15,
-        text=" ".join(word.text for word in words),
+        samples=left.samples.astype(np.float32) / 2**15,
+        text=left.text,
         translation=None,
-        end=len(samples) / SAMPLE_RATE,
+        end=len(left.samples) / SAMPLE_RATE,
     )
 
 
@@ -260,60 +238,10 @@ def _nonspeech(n: int, seed: int, seconds: float, speech: Sequence[TestClip]) ->
             for i in range(n):
                 length = int(rng.uniform(1.0, seconds) * SAMPLE_RATE)
                 others = [speech[j] for j in rng.permutation(len(speech))[:_TALKERS]]
-                sound = _sound(kind, length, rng, others)
-                sound = sound * np.float32(10 ** (level / 20))
+                made = sound(kind, length, rng, _samples(others))
+                made = made * np.float32(10 ** (level / 20))
                 language = LANGUAGES[i % len(LANGUAGES)]
-                yield TestClip(kind, sound, "", language, end=length / SAMPLE_RATE, level=level)
-
-
-def _sound(
-    kind: str, n_samples: int, rng: np.random.Generator, speech: Sequence[TestClip]
-) -> Samples:
-    """A sound at RMS 1, made of `speech` where it is made of any; silence is silent."""
-    if kind == "silence":
-        return np.zeros(n_samples, np.float32)
-    if kind == "babble":
-        return babble([clip.samples for clip in speech], n_samples, rng)
-    if kind == "reversed":
-        sound = np.resize(speech[0].samples[::-1], n_samples)
-    elif kind in UNHEARD_NOISES:
-        sound = UNHEARD_NOISES[kind](n_samples, rng).astype(np.float32)
-    else:
-        return noise("white" if kind == "hiss" else kind, n_samples, rng)
-    return sound / max(rms(sound), 1e-9)
-
-
-def _brown(n: int, rng: np.random.Generator) -> np.ndarray:
-    spectrum = np.fft.rfft(rng.standard_normal(n))
-    hertz = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
-    return np.fft.irfft(spectrum / np.maximum(hertz, 20), n)
-
-
-def _tone(n: int, rng: np.random.Generator) -> np.ndarray:
-    return np.sin(2 * np.pi * rng.uniform(200, 2000) * np.arange(n) / SAMPLE_RATE)
-
-
-def _modulated(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise that comes and goes about as often as syllables do."""
-    swell = 1 + np.sin(2 * np.pi * rng.uniform(3, 6) * np.arange(n) / SAMPLE_RATE)
-    return swell * rng.standard_normal(n)
-
-
-# Not in the training; nor is speech played backwards.
-UNHEARD_NOISES: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
-    "brown": _brown,
-    "tone": _tone,
-    "modulated": _modulated,
-}
-UNHEARD = (*UNHEARD_NOISES, "reversed")
-
-# Kind -> dBFS.
-LEVELS: dict[str, tuple[float, ...]] = {
-    "silence": (-200.0,),
-    "hiss": (-75.0, -70.0, -65.0, -60.0, -55.0, -50.0),
-    **dict.fromkeys((*NOISES, "babble"), (-50.0, -35.0, -20.0)),
-    **dict.fromkeys(UNHEARD, (-35.0, -20.0)),
-}
+                yield TestClip(kind, made, "", language, end=length / SAMPLE_RATE, level=level)
 
 
 def _with_others(
@@ -323,6 +251,10 @@ def _with_others(
     for i, clip in enumerate(clips):
         drawn = rng.permutation(len(clips))[: _TALKERS + 1]
         yield clip, [clips[j] for j in drawn if j != i][:_TALKERS]
+
+
+def _samples(clips: Sequence[TestClip]) -> list[Talker]:
+    return [clip.samples for clip in clips]
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:
