@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -76,6 +77,36 @@ def read_clips(clips: Clips) -> list[Clip]:
             return checked(as_clip(row) for row in manifest_rows(path, check_audio))
         clips = [path]
     return checked(_listed(f"row {i}", one) for i, one in enumerate(clips))
+
+
+def split_groups(
+    clips: Sequence[Clip], share: float = 0.5, seed: int = 0
+) -> tuple[list[Clip], list[Clip]]:
+    """Recordings in two parts that share no group, each in their order.
+
+    >>> clips = [Clip(f"{i}.wav", str(i), group="ab"[i % 2]) for i in range(4)]
+    >>> [[clip.id for clip in part] for part in split_groups(clips)]
+    [['1', '3'], ['0', '2']]
+
+    - `share`: of the groups, how many are in the first part. A recording without a group is one.
+    - `seed`: by which they are drawn.
+
+    Raises `ManifestError` where a part would be empty.
+    """
+    of = [clip.group or f"recording {clip.id}" for clip in clips]
+    groups = sorted(set(of))
+    n = round(share * len(groups))
+    if not 0 < n < len(groups):
+        raise ManifestError(
+            f"{len(groups)} groups cannot be split at a share of {share}: give the recordings a "
+            "column group (a speaker, say) with several in it"
+        )
+    first = set(random.Random(seed).sample(groups, n))
+    parts = (
+        [clip for clip, own in zip(clips, of, strict=True) if (own in first) is wanted]
+        for wanted in (True, False)
+    )
+    return next(parts), next(parts)
 
 
 def clips_hash(clips: Sequence[Any]) -> str:

@@ -46,7 +46,7 @@ def _checked(request):
     which take most of a decoding of many steps.
     """
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.parent.name in ("parity", "checkpoint", "nano"):
+        if request.path.parent.name in ("parity", "checkpoint", "nano", "tutorials"):
             patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         yield
 

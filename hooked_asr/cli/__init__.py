@@ -7,6 +7,7 @@ import warnings
 
 import typer
 
+from hooked_asr.cli.data import data
 from hooked_asr.cli.demo import demo
 from hooked_asr.cli.hooks import hooks
 from hooked_asr.cli.lens import lens
@@ -15,6 +16,8 @@ from hooked_asr.cli.nano import nano
 from hooked_asr.cli.patch import patch
 from hooked_asr.cli.probe import probe
 from hooked_asr.cli.repetition import repetition
+from hooked_asr.cli.reproduce import reproduce
+from hooked_asr.cli.results import results
 from hooked_asr.cli.sae import sae
 from hooked_asr.cli.transcribe import transcribe
 from hooked_asr.cli.validate import validate
@@ -27,8 +30,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, patch, probe, repetition, transcribe, hooks, validate):
+for command in (demo, patch, probe, repetition, transcribe, hooks, validate, reproduce, results):
     app.command()(command)
+app.add_typer(data, name="data")
 app.add_typer(lens, name="lens")
 app.add_typer(nano, name="nano")
 app.add_typer(sae, name="sae")

@@ -12,7 +12,8 @@ import torch
 
 from hooked_asr.errors import HookedASRError
 from hooked_asr.lenses.corpus_clip import FORCES, Settings, clip_record
-from hooked_asr.lenses.corpus_result import CorpusLens, lens_of_records
+from hooked_asr.lenses.corpus_records import lens_of_records
+from hooked_asr.lenses.corpus_result import CorpusLens
 from hooked_asr.lenses.encoder import encoder_lens
 from hooked_asr.lenses.encoder_inputs import EACH, check_options, depths_of
 from hooked_asr.lenses.encoder_result import EncoderLens, clip_from
@@ -136,7 +137,7 @@ def encoder_corpus(
         own = options if not spoken else {**options, "language": told}
         (found,) = encoder_lens(model, clip.audio_path, said=clip.text, tuned=tuned, **own).clips
         label = None if known is None else language_code(known)
-        return asdict(found) | {"name": clip.id, "language": label}
+        return asdict(found) | {"name": clip.id, "language": label, "group": clip.group}
 
     named = {"layers": depths, "language": language, "tuned": _lens_hash(tuned)}
     long = _Long(model, out, skip_errors, process, progress)
@@ -210,7 +211,9 @@ def _plain(how: Settings) -> dict[str, Any]:
     """The options as JSON holds them: a function by its name."""
     own = how.phonemes
     name = None if own is None else getattr(own, "__qualname__", type(own).__name__)
-    return {**vars(how), "phonemes": name, "tuned": _lens_hash(how.tuned)}
+    against = "the final token, and one elsewhere" if how.similarity else None
+    named = {"phonemes": name, "tuned": _lens_hash(how.tuned), "candidates against": against}
+    return vars(how) | named
 
 
 def _lens_hash(lens: TunedLens | None) -> str | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_asr.generation import end_tokens
@@ -105,17 +106,35 @@ def _likeness(
     phonemes: Phonemes | None,
 ) -> dict[str, Float[Tensor, " layer"]]:
     """How the candidates sound and mean, over all pairs of words; "_others" without the final
-    token.
+    token, "_elsewhere" these beside a final token of another place in the clip.
     """
     # A Whisper's prompt tells, also that a translation is English.
     known = None if "language" in model.asked_by else language
-    found = candidate_similarity(model, lens, language=known, phonemes=phonemes, progress=False)
+    compared = partial(
+        candidate_similarity, model, language=known, phonemes=phonemes, progress=False
+    )
+    found = compared(lens)
+    others = found.words & ~found.is_final
+    away = compared(replace(lens, final_tokens=_elsewhere(lens.final_tokens, text)))
+    same = (away.final_tokens == lens.final_tokens)[..., None]
+    kinds = {
+        "": (found, found.words),
+        "_others": (found, others),
+        "_elsewhere": (away, others & away.words & ~away.is_final & ~same),
+    }
     means = {}
-    for ending, kept in (("", found.words), ("_others", found.words & ~found.is_final)):
+    for ending, (pairs, kept) in kinds.items():
         for name in ("per", "cosine"):
-            values = torch.where(kept, getattr(found, name).double(), math.nan)
+            values = torch.where(kept, getattr(pairs, name).double(), math.nan)
             means[name + ending] = values[:, 0, text].flatten(1).nanmean(-1)
     return means
+
+
+def _elsewhere(tokens: Int[Tensor, "1 pos"], text: Bool[Tensor, " pos"]) -> Int[Tensor, "1 pos"]:
+    """At each position of the text, the token that stands half of the text further on."""
+    moved = tokens.clone()
+    moved[0, text] = tokens[0, text].roll(-(int(text.sum()) // 2))
+    return moved
 
 
 def _counts(lens: LogitLens, text: Bool[Tensor, " pos"], rule: str) -> list[int]:

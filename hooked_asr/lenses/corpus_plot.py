@@ -18,7 +18,13 @@ _SINGLE = {
     "cosine": "cosine of candidate embeddings",
 }
 _RANK = "rank of the tokens to come"
+_KINDS = {
+    "": "all",
+    "_others": "but the final token",
+    "_elsewhere": "these, beside a token elsewhere",
+}
 _UNKNOWN = "not told"
+_BARS = (420, 180)  # pixels: width, height
 
 
 def corpus_figure(
@@ -38,6 +44,53 @@ def corpus_figure(
         rows = _rows(table, following, _RANK)
         panels.append(curves(rows, x="layer", y=_RANK, colour="language", dash="token", log=True))
     return in_rows(panels, columns=2, title=title, subtitle=subtitle)
+
+
+def candidates_figure(table: pd.DataFrame, title: str, subtitle: str) -> alt.ConcatChart:
+    """How alike candidates are to the final token, and to another; of `CorpusLens.to_pandas`."""
+    panels = []
+    for column in ("per", "cosine"):
+        label = _SINGLE[column]
+        rows = [
+            {**row, "candidates": kind}
+            for ending, kind in _KINDS.items()
+            for row in _rows(table, {column + ending: ""}, label)
+        ]
+        panels.append(curves(rows, x="layer", y=label, colour="candidates"))
+    return in_rows(panels, columns=2, title=title, subtitle=subtitle)
+
+
+def saturation_figure(counts: pd.DataFrame, title: str, subtitle: str) -> alt.Chart:
+    """Bars over layers, of `CorpusLens.saturation_counts` of one rule."""
+    rows = [
+        {
+            "layer": str(layer),
+            "share": float(share),
+            "language": language or _UNKNOWN,
+            "tokens": int(tokens),
+        }
+        for language, layer, share, tokens in zip(
+            *(counts[name] for name in ("language", "layer", "share", "tokens")), strict=True
+        )
+        if pd.notna(share)
+    ]
+    places = [str(layer) for layer in sorted(counts["layer"].unique())]
+    return (
+        alt.Chart(alt.Data(values=rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("layer:O", title="saturation layer", sort=places, axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("share:Q", title="share of tokens", axis=alt.Axis(format="%")),
+            xOffset="language:N",
+            color=alt.Color("language:N", title="language"),
+            tooltip=["language:N", "layer:O", alt.Tooltip("share:Q", format=".3f"), "tokens:Q"],
+        )
+        .properties(
+            width=_BARS[0],
+            height=_BARS[1],
+            title=alt.TitleParams(title, subtitle=subtitle, anchor="start"),
+        )
+    )
 
 
 def _following(table: pd.DataFrame) -> dict[str, str]:

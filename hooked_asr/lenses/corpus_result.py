@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,7 @@ from torch import Tensor
 
 from hooked_asr.bootstrap import bootstrap_means
 from hooked_asr.files import written_aside
-from hooked_asr.lenses.corpus_clip import RULES, Settings
-from hooked_asr.lenses.corpus_plot import corpus_figure
-from hooked_asr.long_work import Done
-from hooked_asr.manifests import Clip
+from hooked_asr.lenses.corpus_plot import candidates_figure, corpus_figure, saturation_figure
 from hooked_asr.patching.saving import ResultError, save_as
 
 ALL = "all"
@@ -50,7 +47,8 @@ class CorpusLens:
       "final_prob", "final_rank", "entropy" and "kl" as in a `LogitLens`; "ahead_1_rank",
       "ahead_1_prob", … of the token that comes next, the one after it, …; "per" and "cosine" of
       the candidates as in a `CandidateSimilarity`, "per_others" and "cosine_others" without those
-      that are the final token.
+      that are the final token; "per_elsewhere" and "cosine_elsewhere" of these beside the final
+      token of another place in the clip, half of its text further on: what chance amounts to.
     - `saturated`: how many of a clip's tokens saturate in each layer, `[clip layer]`, by rule.
     - `force`: what was forced on the clips, see `corpus_lens`; `tuned`: whether by a tuned lens.
     - `failed`: why there is nothing of it, for each clip that was skipped.
@@ -140,13 +138,36 @@ class CorpusLens:
 
         Raises `ResultError` for another rule, or where no clip has text.
         """
-        if rule not in self.saturated:
-            raise ResultError(f"a layer saturates by {' or '.join(self.saturated)}; got {rule!r}")
+        self._check_plot(rule)
         table = self.to_pandas(by, level)
-        if not table["clips"].any():
-            raise ResultError("there is nothing to plot: no clip has text")
         marks = self.saturation(by, level).query("rule == @rule")
-        return corpus_figure(table, marks, self._title, self._subtitle(level, rule))
+        mean = f"upright: mean saturation layer ({rule})"
+        return corpus_figure(table, marks, self._title, self._subtitle(level, mean))
+
+    def plot_candidates(self, level: float = 0.95) -> alt.ConcatChart:
+        """Phoneme error rate and cosine of the candidates by layer, over all languages.
+
+        Of all candidates; of those that are not the final token; and of these beside the final
+        token of another place. Candidates are like what is said there, and not only like words of
+        the clip, as far as the second differs from the third.
+
+        Raises `ResultError` where no clip has text, or nothing was compared.
+        """
+        self._check_plot()
+        table = self.to_pandas(None, level)
+        if "per" not in table:
+            raise ResultError("there is nothing to plot: the lens was taken with similarity=False")
+        return candidates_figure(table, self._title, self._subtitle(level))
+
+    def plot_saturation(self, rule: str = "stable", by: str | None = "language") -> alt.Chart:
+        """Which share of the tokens saturates in each layer, bars of a colour for each language.
+
+        Raises `ResultError` for another rule, or where no clip has text.
+        """
+        self._check_plot(rule)
+        counts = self.saturation_counts(by).query("rule == @rule")
+        title = f"Where tokens are settled ({rule})"
+        return saturation_figure(counts, title, f"{self._title}; {Path(self.model).name}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything (.json), the table (.csv), or the curves (.html, .png, .svg, .pdf).
@@ -170,7 +191,7 @@ class CorpusLens:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             clips = [CorpusClip(**one) for one in found.pop("clips")]
             shape = len(clips), len(found["layers"])
-            measures = {name: _numbers(one, shape) for name, one in found.pop("measures").items()}
+            measures = {name: numbers(one, shape) for name, one in found.pop("measures").items()}
             counts = {rule: torch.tensor(one) for rule, one in found.pop("saturated").items()}
             return cls(clips=clips, measures=measures, saturated=counts, **found)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -238,12 +259,17 @@ class CorpusLens:
         lens = "Tuned lens" if self.tuned else "Logit lens"
         return f"{lens} over {len(self.clips)} clips, forced with {forced}"
 
-    def _subtitle(self, level: float, rule: str) -> str:
+    def _subtitle(self, level: float, *more: str) -> str:
         tokens = sum(clip.tokens for clip in self.clips)
-        return (
-            f"{Path(self.model).name}; {tokens} tokens; bands: {level:.0%} intervals over clips; "
-            f"upright: mean saturation layer ({rule}); top {self.top_k} candidates"
-        )
+        bands = f"bands: {level:.0%} intervals over clips"
+        parts = (Path(self.model).name, f"{tokens} tokens", bands, *more)
+        return "; ".join((*parts, f"top {self.top_k} candidates"))
+
+    def _check_plot(self, rule: str | None = None) -> None:
+        if rule is not None and rule not in self.saturated:
+            raise ResultError(f"a layer saturates by {' or '.join(self.saturated)}; got {rule!r}")
+        if not any(clip.tokens for clip in self.clips):
+            raise ResultError("there is nothing to plot: no clip has text")
 
     def _plain(self) -> dict[str, Any]:
         tensors = {
@@ -253,36 +279,6 @@ class CorpusLens:
         return vars(self) | {"clips": [asdict(clip) for clip in self.clips], **tensors}
 
 
-def lens_of_records(model: Any, clips: Sequence[Clip], how: Settings, done: Done) -> CorpusLens:
-    """The records of `clip_record` put together, in the order of the clips."""
-    read = [(clip, done.results[clip.id]) for clip in clips if clip.id in done.results]
-    records = [record for _, record in read]
-    layers = list(range(model.config.decoder.n_layers))
-    shape = len(records), len(layers)
-    return CorpusLens(
-        clips=[_clip(clip, record) for clip, record in read],
-        layers=layers,
-        measures={
-            name: _numbers([one["measures"][name] for one in records], shape)
-            for name in records[0]["measures"]
-        },
-        saturated={
-            rule: torch.tensor([one["saturated"][rule] for one in records]) for rule in RULES
-        },
-        top_k=how.top_k,
-        ahead=how.ahead,
-        force=how.force,
-        model=model.name,
-        tuned=how.tuned is not None,
-        failed=done.failures,
-    )
-
-
-def _clip(clip: Clip, record: Mapping[str, Any]) -> CorpusClip:
-    told = {name: record[name] for name in ("text", "language", "tokens")}
-    return CorpusClip(id=clip.id, audio=clip.audio, group=clip.group, **told)
-
-
-def _numbers(values: Any, shape: tuple[int, int]) -> Float64[Tensor, "clip layer"]:
+def numbers(values: Any, shape: tuple[int, int]) -> Float64[Tensor, "clip layer"]:
     """Null was NaN."""
     return torch.from_numpy(np.array(values, dtype=float).reshape(shape))

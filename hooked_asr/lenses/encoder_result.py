@@ -15,6 +15,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from hooked_asr.lenses.encoder_rates import RATES, of_clips, rates_figure, rates_table
+from hooked_asr.lenses.encoder_sentences import stock_sentences
 from hooked_asr.patching.loops import RepeatedText
 from hooked_asr.patching.saving import ResultError, save_as
 from hooked_asr.viz.lines import lines
@@ -52,7 +54,8 @@ class ClipLens:
     """The transcripts of one clip, layer after layer.
 
     `reference`: what they are compared with, which is what was "said", or what the "last layer"
-    gives, as `against` tells. `language`: that spoken, where it is known without the model.
+    gives, as `against` tells. `language`: that spoken, where it is known without the model;
+    `group`: what the clip shares with others (a speaker), of a manifest.
     """
 
     name: str
@@ -60,6 +63,7 @@ class ClipLens:
     against: str
     layers: list[LayerTranscript]
     language: str | None = None
+    group: str | None = None
 
     @property
     def spoken(self) -> str:
@@ -106,6 +110,28 @@ class EncoderLens:
             ]
         )
 
+    def rates(
+        self, by: str | Sequence[str] | None = None, level: float = 0.95, method: str = "bca"
+    ) -> pd.DataFrame:
+        """One row for each layer, or group of clips and layer: `counts` as shares, with intervals.
+
+        The share of the clips that are `empty`, that have `loops`, and that the layer tells to be
+        in another language (`mistold`; NaN for a model that takes none, or where it is not known);
+        mean `wer` and `cer` over the clips for which they are finite. Each stands before both ends
+        of its interval, `_low` and `_high`, resampled over clips, or over a manifest's groups;
+        `level` and `method` as `bootstrap_means` takes them, `by` as `counts` does.
+
+        Raises `ResultError` as `counts`.
+        """
+        if by is None:
+            return rates_table(of_clips(self.clips), level, method)
+        name, groups = self._groups(by)
+        tables = {
+            group: rates_table(of_clips(_those(self.clips, groups, group)), level, method)
+            for group in sorted(set(groups))
+        }
+        return pd.concat(tables, names=[name, None]).reset_index(level=0).reset_index(drop=True)
+
     def languages(self) -> pd.DataFrame:
         """One row for each layer and language: how many clips it tells to be in it, of all.
 
@@ -133,6 +159,37 @@ class EncoderLens:
             ],
             columns=["layer", "text", "count", "of"],
         )
+
+    def stock_sentences(self, k: int = 3) -> pd.DataFrame:
+        """The `k` sentences of each layer that the transcripts of most clips have, two at least,
+        though nobody says them there: in how many clips, of all.
+
+        Sentences end with a full stop, a question or an exclamation mark; those that loop in
+        themselves are left out. A clip counts once, and not for what is said in it, case and
+        punctuation aside, where that is known.
+        """
+        said = [clip.reference if clip.against == "said" else "" for clip in self.clips]
+        heard = [(layer, [one.text for one in heard]) for layer, heard in _by_layer(self.clips)]
+        return stock_sentences(heard, said, k)
+
+    def plot_rates(
+        self,
+        by: str | Sequence[str] | None = None,
+        level: float = 0.95,
+        of: Sequence[str] = RATES,
+    ) -> alt.ConcatChart:
+        """Curves of `rates` over layers, of a colour for each group, in bands of their intervals.
+
+        `of`: which columns, a panel each; those without numbers are left out.
+
+        Raises `ResultError` as `counts`, or for another column.
+        """
+        wrong = [one for one in of if one not in RATES]
+        if wrong or not of:
+            raise ResultError(f"rates that are drawn are {', '.join(RATES)}; got {wrong or of!r}")
+        title = f"{Path(self.model).name}: {len(self.clips)} clips, the encoder stopped on its way"
+        subtitle = f"bands: {level:.0%} intervals over clips"
+        return rates_figure(self.rates(by, level), of, title, subtitle)
 
     def plot(self) -> alt.HConcatChart:
         """Mean error rates, of words and of characters, by layer; see also `save`.

@@ -53,7 +53,8 @@ def generate_monitored(
     """
     if not monitors:
         raise MonitorError("there is no monitor: give at least one")
-    watched = [_Watched.of(model, one) for one in monitors]
+    alone = not (options.get("fwd_hooks") or options.get("interventions") or model.has_hooks)
+    watched = [_Watched.of(model, one, alone) for one in monitors]
     hearing = [one for one in watched if one.hears]
     if hearing:
         _check_sound(model, options, hearing[0])
@@ -84,9 +85,9 @@ class _Watched:
     tokens: TokenWatch
 
     @classmethod
-    def of(cls, model: Any, monitor: Monitor) -> _Watched:
+    def of(cls, model: Any, monitor: Monitor, alone: bool) -> _Watched:
         spec, probe = monitor.spec(model), monitor.probe.to(model.device)
-        return cls(monitor, spec, FrameWatch(probe), TokenWatch(probe))
+        return cls(monitor, spec, FrameWatch(probe), TokenWatch(probe, alone))
 
     @property
     def hears(self) -> bool:

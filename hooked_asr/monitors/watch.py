@@ -24,11 +24,11 @@ class _Pass:
 
     n_prompt: int
     done: list[Float[Tensor, "row _ out"]] = field(default_factory=list)
-    waiting: list[Float[Tensor, "row *d"]] = field(default_factory=list)
+    waiting: list[Float[Tensor, "row 1 *d"]] = field(default_factory=list)
 
     def reduce(self, probe: LinearProbe) -> None:
         if self.waiting:
-            self.done.append(probe.decision(torch.stack(self.waiting, dim=1).flatten(2)))
+            self.done.append(probe.decision(torch.cat(self.waiting, dim=1).flatten(2)))
             self.waiting.clear()
 
 
@@ -44,20 +44,26 @@ class Outputs:
 
 
 class TokenWatch:
-    """Reads a probe at each step of a decoding of rows that stay where they are."""
+    """Reads a probe at each step of a decoding of rows that stay where they are.
 
-    def __init__(self, probe: LinearProbe) -> None:
+    - `alone`: no other function is attached anywhere that could edit in place what has passed.
+    """
+
+    def __init__(self, probe: LinearProbe, alone: bool = False) -> None:
         self._probe = probe
+        self._alone = alone
         self._passes: list[_Pass] = []
 
     def __call__(self, x: Float[Tensor, "row pos *d"], hook: Any) -> None:
-        if hook.clock.step == 0:
+        step = hook.clock.step
+        if step == 0:
             if self._passes:
                 self._passes[-1].reduce(self._probe)
             self._passes.append(_Pass(hook.positions.stop))
         now = self._passes[-1]
-        # A copy: a view would keep the prompt's whole activation alive.
-        now.waiting.append(torch.select_copy(x, 1, -1))
+        # A copy takes longer than all else here; the prompt's view would keep the whole alive.
+        kept = x if self._alone and step else x[:, -1:].clone()
+        now.waiting.append(kept)
         if len(now.waiting) == _AT_ONCE:
             now.reduce(self._probe)
 

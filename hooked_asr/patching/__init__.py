@@ -25,8 +25,11 @@ from hooked_asr.patching.grid import (
     neurons,
     parse_sites,
 )
+from hooked_asr.patching.loop_forks import LoopFork, loop_forks
 from hooked_asr.patching.loops import HeardClip, RepetitionError, hear_clips
 from hooked_asr.patching.manifest import Pair, read_pairs
+from hooked_asr.patching.mending import mend_words, written_to_stream
+from hooked_asr.patching.mending_result import MendingResult
 from hooked_asr.patching.metrics import (
     Metric,
     MetricError,
@@ -40,6 +43,7 @@ from hooked_asr.patching.metrics import (
     transcript_log_prob,
 )
 from hooked_asr.patching.operations import SweepError
+from hooked_asr.patching.over_runs import edges_over, faithfulness_over, sweep_over
 from hooked_asr.patching.path_ends import PathError
 from hooked_asr.patching.paths import path_patching
 from hooked_asr.patching.repetition import repetition
@@ -47,6 +51,10 @@ from hooked_asr.patching.repetition_result import RepetitionResult
 from hooked_asr.patching.result import SweepResult
 from hooked_asr.patching.sweep import sweep
 from hooked_asr.patching.text_metrics import TextMetric, character_error_rate, word_error_rate
+from hooked_asr.patching.treatments import TreatmentError, treatments
+from hooked_asr.patching.treatments_result import TreatmentResult
+from hooked_asr.patching.word_pairs import word_pairs
+from hooked_asr.patching.words import HeardWord, WordError, hear_words
 
 __all__ = [
     "Agreement",
@@ -61,8 +69,11 @@ __all__ = [
     "GraphError",
     "Grid",
     "HeardClip",
+    "HeardWord",
+    "LoopFork",
     "ManifestError",
     "MemoryLimitError",
+    "MendingResult",
     "Metric",
     "MetricError",
     "Pair",
@@ -78,6 +89,9 @@ __all__ = [
     "SweptPair",
     "SweptSites",
     "TextMetric",
+    "TreatmentError",
+    "TreatmentResult",
+    "WordError",
     "attentions",
     "attribution",
     "character_error_rate",
@@ -85,14 +99,19 @@ __all__ = [
     "components",
     "computation_graph",
     "edge_attribution",
+    "edges_over",
     "faithfulness",
+    "faithfulness_over",
     "find_alignment_heads",
     "heads",
     "hear_clips",
+    "hear_words",
     "kl",
     "log_prob",
     "logit",
     "logit_diff",
+    "loop_forks",
+    "mend_words",
     "neurons",
     "pair_seed",
     "parse_sites",
@@ -106,6 +125,10 @@ __all__ = [
     "run_rows",
     "sweep",
     "sweep_dataset",
+    "sweep_over",
     "transcript_log_prob",
+    "treatments",
     "word_error_rate",
+    "word_pairs",
+    "written_to_stream",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from hooked_asr.audio import load_audio
 from hooked_asr.cache import ActivationCache
@@ -15,12 +18,14 @@ from hooked_asr.config import ModelConfig
 from hooked_asr.generation import Transcript
 from hooked_asr.interventions import Intervention, Replace, Site, Zero
 from hooked_asr.interventions.actions import Action
+from hooked_asr.long_work import work_through
 from hooked_asr.patching.grid import Grid, Sites, components, heads
 from hooked_asr.patching.inputs import reference_sound
 from hooked_asr.patching.loops import (
     HeardClip,
     RepeatedText,
     RepetitionError,
+    asked_of,
     check_decodes_rows,
     longest_loop,
 )
@@ -47,6 +52,7 @@ def repetition(
     min_repeats: int = MIN_REPEATS,
     language: str | None = None,
     max_new_tokens: int | None = None,
+    out: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> RepetitionResult:
@@ -65,9 +71,11 @@ def repetition(
       absolute, so the changed decoding is given as many tokens as the looping one took.
     - `reference`: "noise" (white, as loud as the clip), "silence", or another recording.
     - `min_repeats`, `language`, `max_new_tokens`: as `hear_clips` was given them.
+    - `out`: a folder where results are kept as they come; run again, it goes on where it was.
 
     Raises `RepetitionError` where no clip loops, or operation, reference and sites do not fit
-    together; `AudioError` for clips longer than a window, where a reference is patched in.
+    together; `AudioError` for clips longer than a window, where a reference is patched in;
+    `RecordsError` for an `out` that holds other work.
 
     Source: "Beyond Transcription: Mechanistic Interpretability in ASR" (2025), where components and
     then heads are ablated, and patched from clean audio, in search of what ends a repetition.
@@ -83,19 +91,19 @@ def repetition(
         )
     grids = [_grid(wish, model.config) for wish in sites or default_sites()]
     places = [site for grid in grids for site in grid.sites]
-    outcomes = []
-    bar = tqdm(looping, desc=operation, unit="clip", disable=not progress, leave=False)
-    for clip in bar:
-        action = _action(model, clip, reference, places, seed)
-        room = max_new_tokens if reference is None else max(1, len(clip.tokens))
-        heard = model.generate_rows(
-            clip.audio,
-            [Intervention(site, action) for site in places],
-            language=language,
-            max_new_tokens=room,
-            progress=progress,
-        )
-        outcomes.append([_outcome(model, clip, one, min_repeats) for one in heard])
+    options = {"language": language, "max_new_tokens": max_new_tokens}
+    one = _Trying(model, places, reference, min_repeats, seed, options)
+    by_key = {f"{i:05} {clip.name}": clip for i, clip in enumerate(looping)}
+    done = work_through(
+        list(by_key),
+        lambda key: [asdict(outcome) for outcome in one.outcomes(by_key[key])],
+        folder=out,
+        asked=None if out is None else asked_of(model, "repetition", looping, one.asked),
+        progress=progress,
+        name=operation,
+        unit="clip",
+    )
+    outcomes = [[Outcome(**fields) for fields in of_clip] for of_clip in done.results.values()]
     return RepetitionResult(
         clips=[_kept(clip, clip.loop) for clip in looping if clip.loop],
         left_out={clip.name: clip.text for clip in clips if not clip.loop},
@@ -134,15 +142,57 @@ def _grid(wish: Sites, config: ModelConfig) -> Grid:
     return wish.grid(config, config.decoder.n_ctx)
 
 
-# --- What is patched in ---------------------------------------------------------------------------
+# --- One clip -------------------------------------------------------------------------------------
 
 
-def _action(
-    model: Any, clip: HeardClip, reference: str | None, places: Sequence[Site], seed: int
-) -> Action:
-    if reference is None:
-        return Zero()
-    return Replace(_reference_run(model, clip, reference, [site.hook for site in places], seed))
+@dataclass(frozen=True, eq=False)
+class _Trying:
+    """How every clip is decoded anew, with one site after the other changed."""
+
+    model: Any
+    places: Sequence[Site]
+    reference: str | None
+    min_repeats: int
+    seed: int
+    options: Mapping[str, Any]
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All that outcomes depend on beside model and clips."""
+        return {
+            "sites": [str(site) for site in self.places],
+            "reference": self.reference,
+            "reference (hash)": _file_hash(self.reference),
+            "min_repeats": self.min_repeats,
+            "seed": self.seed,
+            **self.options,
+        }
+
+    def outcomes(self, clip: HeardClip) -> list[Outcome]:
+        """What is heard with each site changed."""
+        action = self._action(clip)
+        options = dict(self.options)
+        if self.reference is not None:
+            options["max_new_tokens"] = max(1, len(clip.tokens))
+        heard = self.model.generate_rows(
+            clip.audio,
+            [Intervention(site, action) for site in self.places],
+            **options,
+        )
+        return [_outcome(self.model, clip, one, self.min_repeats) for one in heard]
+
+    def _action(self, clip: HeardClip) -> Action:
+        if self.reference is None:
+            return Zero()
+        hooks = [site.hook for site in self.places]
+        return Replace(_reference_run(self.model, clip, self.reference, hooks, self.seed))
+
+
+def _file_hash(reference: str | None) -> str | None:
+    """Of a recording; made sounds are told by their name."""
+    if reference is None or not Path(reference).is_file():
+        return None
+    return hashlib.sha256(Path(reference).read_bytes()).hexdigest()
 
 
 def _reference_run(

@@ -6,16 +6,19 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from hooked_asr.patching.saving import ResultError, save_as
+from hooked_asr.patching.shares import share_interval
 from hooked_asr.viz.heatmap import heatmap
 from hooked_asr.viz.panels import side_by_side
 
@@ -121,6 +124,49 @@ class RepetitionResult:
     def top(self, k: int = 10) -> pd.DataFrame:
         """The `k` sites that mend most clips."""
         return self.to_pandas().head(k)
+
+    def cover(self, sites: str = "*", k: int = 5) -> pd.DataFrame:
+        """How many clips a few sites mend between them: the best, then what each further one adds.
+
+        Greedy: every next site is the one that mends most of the clips that none before it mends.
+        These are clips mended by one site *or* another, each tried alone.
+
+        - `sites`: a glob of those that may be chosen, as "decoder.*.cross_attn".
+        - `k`: how many at most; those that add nothing are left out.
+
+        Columns: `site`, `mends` (alone), `adds`, `together`, `share` (of all clips) with the ends
+        of its 95 % interval (`low`, `high`).
+
+        Raises `ResultError` where no site is called so.
+        """
+        mends = {
+            site: np.array([one.mended for one in outcomes])
+            for _, site, outcomes in self._each()
+            if fnmatchcase(site, sites)
+        }
+        if not mends:
+            raise ResultError(f"no site that was tried is called {sites!r}: see to_pandas()")
+        covered = np.zeros(len(self.clips), dtype=bool)
+        rows: list[dict[str, Any]] = []
+        for _ in range(k):
+            best = max(mends, key=lambda site: int((mends[site] & ~covered).sum()))
+            adds = int((mends[best] & ~covered).sum())
+            if not adds and rows:
+                break
+            covered |= mends[best]
+            low, high = share_interval(int(covered.sum()), len(covered))
+            rows.append(
+                {
+                    "site": best,
+                    "mends": int(mends[best].sum()),
+                    "adds": adds,
+                    "together": int(covered.sum()),
+                    "share": float(covered.mean()),
+                    "low": low,
+                    "high": high,
+                }
+            )
+        return pd.DataFrame(rows)
 
     def plot(self) -> alt.HConcatChart:
         """A heatmap of clips mended for each kind of sites, beside each other; see also `save`."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hooked_asr.features import FeatureStore, harvest
 from hooked_asr.manifests import Clip, Clips, read_clips
+from hooked_asr.probes.confidence import confidence_features
 from hooked_asr.probes.controls import log_mel_features, random_weights
 from hooked_asr.probes.errors import ProbeError
 from hooked_asr.probes.result import ProbeResult
@@ -18,6 +19,7 @@ from hooked_asr.probes.tasks_hallucination import hallucination_rows
 from hooked_asr.probes.tasks_semantic import semantic_rows
 
 BASELINES = ("log-mel", "random weights")
+CONFIDENCE = "confidence"  # of a transcript: a baseline where there is one
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,11 @@ def probe_task(
     - `layers`: "all", or their numbers, from 0.
     - `clips`: see `read_clips`; their `group` (a speaker, say) is never on both sides of a fold.
     - `baselines`: any of "log-mel" (means and deviations of each band) and "random weights" (the
-      same sites of an untrained model; in the decoder forced with the same transcripts). The
-      commonest answer and shuffled labels are always there.
-    - `out`: the folder for the features, where an interrupted harvest goes on; nothing else is
-      written there.
+      same sites of an untrained model; in the decoder forced with the same transcripts); of
+      "hallucination" also "confidence" (`confidence_features` of the transcripts). The commonest
+      answer and shuffled labels are always there.
+    - `out`: the folder for the features, where an interrupted harvest goes on; nothing of
+      the result is written there.
     - `folds`, `seed`, `n_permutations`, `n_resamples`: see `fit_probes`. `batch_size`,
       `skip_errors`, `prompt` (and `language`): see `harvest`.
 
@@ -127,7 +130,7 @@ def probe_task(
     """
     read = read_clips(clips)
     asked = _asked(task, read, label, categories)
-    _check(baselines, worst)
+    _check(asked, baselines, worst)
     sites = _sites(model, asked.stack, layers)
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -180,10 +183,13 @@ def _asked(
     return Task(known.name, column, known.stack, known.pool)
 
 
-def _check(baselines: Sequence[str], worst: float) -> None:
+def _check(task: Task, baselines: Sequence[str], worst: float) -> None:
+    known = (*BASELINES, *([CONFIDENCE] if task.stack == "decoder" else []))
     for one in baselines:
-        if one not in BASELINES:
-            raise ProbeError(f"baselines are {', '.join(map(repr, BASELINES))}; got {one!r}")
+        if one not in known:
+            raise ProbeError(
+                f"baselines of {task.name} are {', '.join(map(repr, known))}; got {one!r}"
+            )
     if not 0 < worst < 1:
         raise ProbeError(f"worst is a share of all clips, between 0 and 1; got {worst}")
 
@@ -234,33 +240,39 @@ def _baselines(
     """For each baseline its features, a row for each of the store's."""
     by_id = {clip.id: clip for clip in clips}
     kept = [by_id[one.id] for one in store.clips]
+    shown = bool(options["progress"])
     found: dict[str, Any] = {}
     if "log-mel" in names:
-        found["log-mel"] = log_mel_features(model, kept, progress=bool(options["progress"]))
+        found["log-mel"] = log_mel_features(model, kept, progress=shown)
+    if CONFIDENCE in names:
+        found[CONFIDENCE] = confidence_features(
+            model,
+            _transcribed(kept, store),
+            out=out / "confidence",
+            batch_size=int(options["batch_size"]),
+            progress=shown,
+            **prompt,
+        )
     if "random weights" in names:
-        untrained = random_weights(model, seed)
-        decoder: dict[str, Any] = {}
+        forced: dict[str, Any] = {}
         if task.stack == "decoder":  # it says nothing of its own: it reads what the other said
-            kept = [
-                Clip(
-                    str(clip.audio_path.absolute()),
-                    clip.id,
-                    said.text,
-                    said.language,
-                    clip.group,
-                    clip.labels,
-                )
-                for clip, said in zip(kept, store.clips, strict=True)
-            ]
-            decoder = {"texts": "text"}
+            kept, forced = _transcribed(kept, store), {"texts": "text"}
         random = harvest(
-            untrained,
+            random_weights(model, seed),
             kept,
             list(sites),
             pool=task.pool,
             out=out / "features of random weights",
-            **{**options, **decoder},
+            **{**options, **forced},
             **prompt,
         )
         found["random weights"] = random.features()
     return found
+
+
+def _transcribed(clips: Sequence[Clip], store: FeatureStore) -> list[Clip]:
+    """Clips with the transcripts that the store was made with as their texts."""
+    return [
+        replace(clip, text=said.text or "", language=said.language)
+        for clip, said in zip(clips, store.clips, strict=True)
+    ]

@@ -34,7 +34,8 @@ def hallucination_rows(
     most; "faithful" are those at 0. As the state at the last token also tells how many came before
     it, each of the worst is paired with a faithful one whose transcript has the nearest number of
     tokens, no two with the same; where that is more than a fifth of the longer one away, it is
-    left out. So both groups are of one size and alike in length. Empty transcripts are left out.
+    left out. So both groups are of one size and alike in length. Empty transcripts are left out. In
+    clips labelled speech = "no" nothing is said: whatever is heard there is invented.
 
     Raises `ProbeError` for clips without a text, or where fewer than two pairs are found.
     """
@@ -64,7 +65,7 @@ def transcribed(model: Any, clips: Sequence[Clip], store: FeatureStore) -> list[
 
     Raises `ProbeError` for a clip without a text.
     """
-    said = {clip.id: clip.text for clip in clips}
+    said = {clip.id: said_in(clip) for clip in clips}
     found = []
     for row, heard in enumerate(store.clips):
         text = said[heard.id]
@@ -78,6 +79,15 @@ def transcribed(model: Any, clips: Sequence[Clip], store: FeatureStore) -> list[
             counts = count_word_errors(text, heard.text or "", _spelling(heard.language))
             found.append(Transcribed(row, counts.rate, n_tokens))
     return found
+
+
+def said_in(clip: Clip) -> str | None:
+    """The words that a transcript is held to; "" in a sound that is no speech, None if not known.
+
+    >>> said_in(Clip("hiss.wav", labels={"speech": "no"})), said_in(Clip("unknown.wav"))
+    ('', None)
+    """
+    return "" if clip.text is None and clip.labels.get("speech") == "no" else clip.text
 
 
 def matched(found: Sequence[Transcribed], worst: float) -> list[tuple[Transcribed, Transcribed]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -66,6 +67,13 @@ class SparseAutoencoder:
         if getattr(self.sae.cfg, "rescale_acts_by_decoder_norm", False):
             return made / made.norm(dim=-1, keepdim=True)
         return made
+
+    @property
+    def identity(self) -> str:
+        """A hash of its architecture and weights, which records of what it was used for keep."""
+        about = {**self.sae.cfg.to_dict(), "metadata": None, "device": None}
+        own = SimpleNamespace(config=about, named_parameters=self.sae.named_parameters)
+        return fingerprint(own)
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch feature"]:

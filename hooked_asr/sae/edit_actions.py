@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +15,6 @@ from hooked_asr.interventions.region import Region
 from hooked_asr.interventions.site import Activation
 from hooked_asr.sae.autoencoder import SparseAutoencoder
 from hooked_asr.sae.errors import SAEError
-from hooked_asr.weights.fingerprint import fingerprint
 
 # Their features depend on the position alone, and each adds a direction of its own.
 _LINEAR = ("standard", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit")
@@ -40,10 +38,7 @@ class Dictionary(str):
                 f"direction by direction: edits take {', '.join(_LINEAR)}"
             )
         if sae not in _names:
-            about = {**sae.sae.cfg.to_dict(), "metadata": None, "device": None}
-            _names[sae] = fingerprint(
-                SimpleNamespace(config=about, named_parameters=sae.sae.named_parameters)
-            )
+            _names[sae] = sae.identity
         made = super().__new__(cls, _names[sae])
         made.sae = sae
         return made

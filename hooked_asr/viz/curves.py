@@ -29,8 +29,8 @@ def curves(
 
     Rows may have "low" and "high": the ends of an interval, drawn as a band. `marks` are places on
     the x axis, of a colour each, drawn as upright dashed lines. Points without a finite value are
-    left out. `bounds`: of the y axis; `log`: logarithmic but
-    for its first step from zero.
+    left out. `bounds`: of the y axis; `log`: logarithmic but for its first step from zero. Numbers
+    on the x axis are a scale, texts are places in the order in which they come.
 
     >>> rows = [{"layer": at, "probability": at / 2, "language": "en"} for at in range(3)]
     >>> chart = curves(rows, x="layer", y="probability", colour="language")
@@ -41,7 +41,7 @@ def curves(
     kind = alt.Scale(type="symlog") if log else alt.Scale(zero=False)
     scale = alt.Scale(domain=list(bounds)) if bounds else kind
     colours = list(dict.fromkeys(row[colour] for row in rows))
-    across = alt.X(f"{x}:Q", title=x, axis=alt.Axis(tickMinStep=1))
+    across = _across(x, [row[x] for row in rows])
     legend = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2)
     paint = alt.Color(f"{colour}:N", title=colour, scale=alt.Scale(domain=colours), legend=legend)
     tips = [_tip(name, value) for name, value in (drawn or [{}])[0].items()]
@@ -70,6 +70,13 @@ def in_rows(
     """Charts in rows of so many under one title; colours that mean the same share one legend."""
     heading = alt.TitleParams(title, subtitle=subtitle, anchor="start")
     return alt.concat(*charts, columns=columns).properties(title=heading)
+
+
+def _across(x: str, values: Sequence[Any]) -> alt.X:
+    if any(isinstance(value, str) for value in values):
+        places = list(dict.fromkeys(map(str, values)))
+        return alt.X(f"{x}:O", title=x, sort=places, axis=alt.Axis(labelAngle=0))
+    return alt.X(f"{x}:Q", title=x, axis=alt.Axis(tickMinStep=1))
 
 
 def _plain(row: Row) -> dict[str, str | int | float | None]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import altair as alt
 
+from hooked_asr.viz.printable import printable
+
 _WIDEST, _HEIGHT = 64, 22  # pixels of a cell
 _LONGEST = 1200  # pixels; longer axes get thinner cells
 _NARROWEST = 24  # pixels that a word takes
@@ -27,12 +29,14 @@ def text_heatmap(
 
     Rows and columns come in the order in which they are met. Where columns are too many for words,
     these show under the mouse alone, with all other fields. Colours go between `bounds`, or from
-    the least to the greatest number.
+    the least to the greatest number. Control characters are written out: a notebook that shows the
+    chart as a picture would end at one.
     """
+    cells = [_shown(cell) for cell in cells]
     columns = list(dict.fromkeys(cell[across] for cell in cells))
     rows = list(dict.fromkeys(cell[down] for cell in cells))
     width = min(_WIDEST, _LONGEST / max(1, len(columns)))
-    base = alt.Chart(alt.Data(values=list(cells))).encode(
+    base = alt.Chart(alt.Data(values=cells)).encode(
         x=alt.X(f"{across}:O", title=across, scale=alt.Scale(domain=columns)),
         y=alt.Y(f"{down}:O", title=down, scale=alt.Scale(domain=rows)),
         tooltip=[_tooltip(name, value) for name, value in cells[0].items()],
@@ -50,6 +54,12 @@ def text_heatmap(
         height=_HEIGHT * len(rows),
         title=alt.TitleParams(title, subtitle=subtitle, anchor="start"),
     )
+
+
+def _shown(cell: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: printable(value) if isinstance(value, str) else value for name, value in cell.items()
+    }
 
 
 def _tooltip(name: str, value: Any) -> alt.Tooltip:

@@ -65,6 +65,7 @@ def test_what_cannot_be_found_is_told(model):
         find_alignment_heads(model, PATHS, ["one"])
 
 
+@pytest.mark.long
 def test_the_heads_that_a_checkpoint_lists_are_among_those_found(refit, shared):
     model = HookedWhisper.from_pretrained(refit, dtype=torch.float32)
     listed = model.generation_config.alignment_heads

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from hooked_asr import HookedWhisper
@@ -108,6 +109,7 @@ def pooled(measured: list, parts: list[str], method: str) -> Any:
     return compare([exact for exact, _ in both], [estimate for _, estimate in both])
 
 
+@pytest.mark.long
 def test_estimates_of_heads_agree_with_exact_patching():
     """Plain estimates of all heads; integrated ones also within each attention.
 

@@ -18,6 +18,8 @@ from hooked_asr.probes import ProbeOrigin, probe_task
 from hooked_asr.sounds import add_noise, noise
 from hooked_asr.speech import normaliser, wer
 
+pytestmark = pytest.mark.long
+
 SITE = "decoder.3.hook_resid_post"
 LEVELS = (20.0, 10.0, -9.0, -12.0, -14.0)  # dB of speech over noise
 N_FITTED, N_HEARD = 80, 50

@@ -16,6 +16,8 @@ from hooked_asr.probes import LinearProbe, ProbeOrigin, fit_probes, log_mel_feat
 from hooked_asr.timing import encoder_length
 from hooked_asr.weights.fingerprint import fingerprint
 
+pytestmark = pytest.mark.long
+
 TAKES = range(3)  # of each digit by each speaker
 RANDOM_TAKES = range(1)
 

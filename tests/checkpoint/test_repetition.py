@@ -11,10 +11,13 @@ from looping_clips import looping_clips
 from hooked_asr import HookedQwen2Audio, HookedWhisper, load_audio, patching
 from hooked_asr.audio import AudioError
 from hooked_asr.interventions import replace, zero
+from hooked_asr.manifests import Clip
 from hooked_asr.nano import bundle
 from hooked_asr.patching import RepetitionError, RepetitionResult
 from hooked_asr.patching.loops import RepeatedText
+from hooked_asr.patching.repetition_result import LoopingClip, Outcome, TriedSites
 from hooked_asr.patching.result import ResultError
+from hooked_asr.records import RecordsError
 
 CHANT = bundle.clip("chant").path
 SITES = [
@@ -138,6 +141,64 @@ def test_a_reference_is_of_one_window(model, heard):
     longer = dataclasses.replace(heard[0], audio=torch.ones(7 * 16_000) / 10)
     with pytest.raises(AudioError, match="window is 6 s"):
         patching.repetition(model, [longer], sites=SITES, reference="noise", progress=False)
+
+
+# --- Going on, and counting together --------------------------------------------------------------
+
+
+def test_what_was_killed_goes_on_where_it_was(model, tmp_path, monkeypatch):
+    clips = [
+        Clip("chant.flac", id="a", text="No.", folder=CHANT.parent),
+        Clip("chant.flac", id="b", folder=CHANT.parent),
+    ]
+    sites = [patching.components("decoder", "cross_attn")]
+    heard = patching.hear_clips(model, clips, out=tmp_path / "heard")
+    assert [(one.name, one.said) for one in heard] == [("a", "No."), ("b", None)]
+    given = {"sites": sites, "progress": False, "out": tmp_path / "tried"}
+    result = patching.repetition(model, heard, **given)
+    assert result.tried == patching.repetition(model, heard, sites=sites, progress=False).tried
+    for name in ("heard", "tried"):
+        (records,) = (tmp_path / name).glob("records-*.jsonl")
+        lines = records.read_text().splitlines(keepends=True)
+        records.write_text("".join(lines[:2]) + lines[2][:9])
+    n_decoded = []
+    for name in ("generate", "generate_rows"):
+        plain = getattr(HookedWhisper, name)
+        monkeypatch.setattr(
+            HookedWhisper, name, lambda *a, f=plain, **o: (n_decoded.append(1), f(*a, **o))[1]
+        )
+    again = patching.hear_clips(model, clips, out=tmp_path / "heard")
+    assert [one.loop for one in again] == [one.loop for one in heard]
+    assert patching.repetition(model, again, **given).tried == result.tried
+    assert len(n_decoded) == 2
+    with pytest.raises(RecordsError, match="min_repeats"):
+        patching.hear_clips(model, clips, out=tmp_path / "heard", min_repeats=4)
+    with pytest.raises(RecordsError, match="reference"):
+        patching.repetition(model, heard, reference="silence", **given)
+
+
+def test_a_cover_takes_what_adds_most_to_what_was_taken():
+    def outcomes(mends):
+        return [Outcome("", "en", one == "x", True) for one in mends]
+
+    mends = {
+        "decoder.0.cross_attn": "xx.x.",
+        "decoder.1.cross_attn": "xxx..",
+        "decoder.0.mlp": "xxxxx",
+    }
+    clips = [LoopingClip(name, "", "en", "no", 9) for name in "abcde"]
+    tried = TriedSites(
+        "decoder", {"site": [0, 1, 2]}, list(mends), [*map(outcomes, mends.values())]
+    )
+    result = RepetitionResult(clips, [tried], "zero", None, 3, "m")
+    table = result.cover("*.cross_attn")
+    assert table["site"].tolist() == ["decoder.0.cross_attn", "decoder.1.cross_attn"]
+    assert table[["mends", "adds", "together"]].values.tolist() == [[3, 3, 3], [3, 1, 4]]
+    assert table["share"].tolist() == [0.6, 0.8]
+    assert (table["low"] < table["share"]).all()
+    assert result.cover(k=1)["site"].tolist() == ["decoder.0.mlp"]
+    with pytest.raises(ResultError, match="no site"):
+        result.cover("encoder.*")
 
 
 # --- Kept and shown -------------------------------------------------------------------------------

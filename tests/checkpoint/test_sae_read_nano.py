@@ -15,6 +15,8 @@ from hooked_asr.nano.corpus import bare, speak_set
 from hooked_asr.probes import random_weights
 from hooked_asr.sae.reading.read import read_features
 
+pytestmark = pytest.mark.long
+
 SITE = "encoder.3.hook_resid_post"
 N_FITTED, N_READ, N_PHONES = 50, 40, 20
 

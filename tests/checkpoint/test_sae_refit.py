@@ -9,6 +9,8 @@ from hooked_asr.features import harvest
 from hooked_asr.sae import SparseAutoencoder
 from hooked_asr.sae.training.train import train_sae
 
+pytestmark = pytest.mark.long
+
 SITE = "encoder.3.hook_resid_post"
 
 

@@ -21,6 +21,8 @@ from hooked_asr.sae.saelens import saelens
 from hooked_asr.sae.steering.pick import pick_features
 from hooked_asr.sae.steering.steer import steer_sweep
 
+pytestmark = pytest.mark.long
+
 TELLS_LANGUAGE, HEARS_HISS = "decoder.3.hook_resid_post", "encoder.0.hook_resid_post"
 LEVELS = (-70.0, -65.0, -60.0)  # dBFS: the faint hiss that has text
 

@@ -37,6 +37,7 @@ def spoken():
     return [clip.samples.astype(np.float32) / 2**15 for clip in clips]
 
 
+@pytest.mark.long
 def test_a_decoders_tuned_lens_beats_the_logit_lens_on_other_speech(model, spoken):
     lens = train_tuned_lens(model, spoken, steps=60, progress=False)
     other = lens.evaluate(model, [clip.path for clip in SPEECH], progress=False)
@@ -52,6 +53,7 @@ def test_a_decoders_tuned_lens_beats_the_logit_lens_on_other_speech(model, spoke
     assert tuned[-1] == plain[-1] == 0
 
 
+@pytest.mark.long
 def test_an_encoders_tuned_lens_is_understood_better_layer_by_layer(model, spoken):
     lens = train_tuned_lens(model, spoken[:32], stack="encoder", steps=8, progress=False)
     table = lens.evaluate(model, [clip.path for clip in SPEECH], progress=False)

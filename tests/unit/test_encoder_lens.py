@@ -1,7 +1,9 @@
 """The encoder lens: against the reference decoded from its own hidden states, layer by layer."""
 
 import json
+from dataclasses import replace as replace_field
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -11,6 +13,7 @@ from tiny import END, N_VOCAB, NO_TIMESTAMPS
 from transformers.modeling_outputs import BaseModelOutput
 
 from hooked_asr import HookedWhisper
+from hooked_asr.bootstrap import bootstrap_means
 from hooked_asr.errors import HookedASRError
 from hooked_asr.interventions import replace
 from hooked_asr.lenses.encoder import encoder_lens
@@ -34,7 +37,8 @@ def _no_gradients():
 def pair(layout):
     """The reference and ours."""
     hf = tiny.hf_whisper(layout)
-    hf.generation_config.suppress_tokens += TIMES
+    rules = hf.generation_config
+    rules.suppress_tokens = [*rules.suppress_tokens, *TIMES]
     return hf, HookedWhisper.from_hf(hf)
 
 
@@ -305,6 +309,74 @@ def test_stock_phrases_are_the_most_frequent_transcripts(lens):
     assert rows[0] == {"layer": "embed", "text": "Thank you.", "count": 2, "of": 3}
     assert [row["layer"] for row in rows] == ["embed", "0"]
     assert len(lens.phrases(9)) == 5
+
+
+def test_shares_are_the_counts_with_intervals(lens):
+    table, counts = lens.rates(), lens.counts()
+    for name in ("empty", "loops"):
+        np.testing.assert_allclose(table[name], counts[name] / counts["clips"])
+    for name in ("wer", "cer"):
+        np.testing.assert_allclose(table[name], counts[name])
+    about = bootstrap_means(np.array([1.0, 0.5, 3.0]), level=0.9)
+    assert tuple(lens.rates(level=0.9).loc[0, ["wer_low", "wer_high"]]) == (about.low, about.high)
+    assert table["mistold"].tolist() == [0, 0]
+    grouped = lens.rates(["a", "b", "a"])
+    assert grouped["group"].tolist() == ["a", "a", "b", "b"]
+    assert grouped["clips"].tolist() == [2, 2, 1, 1]
+    spoken = EncoderLens([replace_field(lens.clips[0], language="de")], 3, "whisper")
+    assert spoken.rates("language")["mistold"].tolist() == [1, 1]
+    assert spoken.rates("language")["language"].tolist() == ["de", "de"]
+
+
+def test_speakers_are_resampled_whole(lens):
+    clips = [
+        replace_field(clip, group=group)
+        for clip, group in zip(lens.clips, ("a", "a", "b"), strict=True)
+    ]
+    found = EncoderLens(clips, 3, "whisper").rates()
+    about = bootstrap_means(np.array([1.0, 0.5, 3.0]), ["a", "a", "b"])
+    assert tuple(found.loc[0, ["wer_low", "wer_high"]]) == (about.low, about.high)
+    assert found.loc[0, "wer_low"] != lens.rates().loc[0, "wer_low"]
+
+
+def test_curves_of_shares_hold_the_table(lens):
+    spec = lens.plot_rates().to_dict()
+    table = lens.rates()
+    for panel, name in zip(spec["concat"], ("empty", "loops", "mistold", "wer"), strict=True):
+        label = panel["layer"][1]["encoding"]["y"]["field"]
+        points = panel.get("data", panel["layer"][1].get("data"))["values"]
+        assert [one[label] for one in points] == table[name].tolist()
+        assert [one["encoder stops behind layer"] for one in points] == ["embed", "0"]
+    asked_in_words = [
+        ClipLens(
+            one.name,
+            one.reference,
+            one.against,
+            [replace_field(own, told=None, language=None) for own in one.layers],
+        )
+        for one in lens.clips
+    ]
+    assert len(EncoderLens(asked_in_words, 3, "qwen").plot_rates().to_dict()["concat"]) == 3
+    assert len(lens.plot_rates(of=("empty", "loops")).to_dict()["concat"]) == 2
+    with pytest.raises(ResultError, match=r"are empty, loops, mistold, wer; got .'cer'"):
+        lens.plot_rates(of=("cer",))
+
+
+def test_stock_sentences_are_those_that_nobody_says():
+    loop = "No, no, no, no."
+    texts = [f"Thank you. The cat. Thank you. {loop}", f"The cat! {loop} thank, you!"]
+    texts.append("THANK you. Bye.")
+    said = ["The cat.", "A dog.", "He said: thank you, bye."]
+    clips = [
+        ClipLens(f"{i}.wav", true, "said", [heard("0", text, 1.0)])
+        for i, (text, true) in enumerate(zip(texts, said, strict=True))
+    ]
+    rows = EncoderLens(clips, 3, "whisper").stock_sentences().to_dict("records")
+    # "The cat" is said in the first clip, and "Bye" in the last: one clip each is left.
+    assert rows == [{"layer": "0", "sentence": "Thank you.", "clips": 2, "of": 3}]
+    unknown = [replace_field(clip, against="last layer") for clip in clips]
+    rows = EncoderLens(unknown, 3, "whisper").stock_sentences(1).to_dict("records")
+    assert rows == [{"layer": "0", "sentence": "Thank you.", "clips": 3, "of": 3}]
 
 
 def test_the_curve_holds_the_counts(lens):

@@ -98,19 +98,26 @@ def is_word(token, word, end):
 
 
 def likeness(model, one, layer, text, end, language):
-    found = {"per": [], "cosine": [], "per_others": [], "cosine_others": []}
-    for at in text:
-        final = int(one.final_tokens[0, at])
+    endings = ("", "_others", "_elsewhere")
+    found = {name + ending: [] for name in ("per", "cosine") for ending in endings}
+
+    def compare(token, final, endings):
+        words = [word.strip() for word in model.to_str_tokens([final, token])]
+        if not all(is_word(*one, end) for one in zip((final, token), words, strict=True)):
+            return False
+        cosine = torch.cosine_similarity(model.W_E[final], model.W_E[token], dim=0).item()
+        for ending in endings:
+            found["per" + ending].append(phoneme_error_rate(*words, language))
+            found["cosine" + ending].append(cosine)
+        return True
+
+    finals = [int(one.final_tokens[0, at]) for at in text]
+    for i, at in enumerate(text):
+        final, elsewhere = finals[i], finals[(i + len(text) // 2) % len(text)]
         for token in one.top_tokens[layer, 0, at].tolist():
-            words = [word.strip() for word in model.to_str_tokens([final, token])]
-            if not all(is_word(*one, end) for one in zip((final, token), words, strict=True)):
-                continue
-            own, other = model.W_E[final], model.W_E[token]
-            per = phoneme_error_rate(*words, language)
-            cosine = torch.cosine_similarity(own, other, dim=0).item()
-            for ending in ("", "_others") if token != final else ("",):
-                found["per" + ending].append(per)
-                found["cosine" + ending].append(cosine)
+            known = compare(token, final, ("",) if token == final else ("", "_others"))
+            if known and len({token, final, elsewhere}) == 3:
+                compare(token, elsewhere, ("_elsewhere",))
     return {name: mean(values) for name, values in found.items()}
 
 
@@ -269,6 +276,28 @@ def test_a_plot_shows_the_table(lens):
         lens.plot(rule="last")
     with pytest.raises(ResultError, match="got 'accent'"):
         lens.to_pandas(by="accent")
+
+
+def test_candidates_are_drawn_beside_chance(lens):
+    panels = lens.plot_candidates().to_dict()["concat"]
+    table = lens.to_pandas(by=None)
+    for panel, column in zip(panels, ("per", "cosine"), strict=True):
+        label = panel["layer"][1]["encoding"]["y"]["field"]
+        drawn = [one[label] for one in panel["data"]["values"]]
+        expected = [*table[column], *table[f"{column}_others"], *table[f"{column}_elsewhere"]]
+        assert drawn == pytest.approx(expected)
+    last = table.iloc[-1]
+    assert last["per_others"] < last["per_elsewhere"]
+    assert last["cosine_others"] > last["cosine_elsewhere"]
+
+
+def test_bars_hold_where_tokens_saturate(lens):
+    bars = lens.plot_saturation("first").to_dict()["data"]["values"]
+    table = lens.saturation_counts().query("rule == 'first'")
+    assert [one["share"] for one in bars] == table["share"].tolist()
+    assert sum(one["tokens"] for one in bars) == sum(clip.tokens for clip in lens.clips)
+    with pytest.raises(ResultError, match="stable or first; got 'last'"):
+        lens.plot_saturation("last")
 
 
 def test_saved_and_read_again(lens, tmp_path):

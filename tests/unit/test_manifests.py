@@ -2,7 +2,7 @@
 
 import pytest
 
-from hooked_asr.manifests import Clip, ManifestError, clips_hash, read_clips
+from hooked_asr.manifests import Clip, ManifestError, clips_hash, read_clips, split_groups
 
 
 @pytest.fixture
@@ -59,3 +59,16 @@ def test_what_is_no_list_of_recordings(folder, monkeypatch, clips, says):
     (folder / "empty").mkdir()
     with pytest.raises(ManifestError, match=says):
         read_clips(clips)
+
+
+def test_parts_share_no_group():
+    clips = [Clip(f"{i}.wav", str(i), group=f"speaker {i % 5}") for i in range(20)]
+    first, second = split_groups(clips, 0.4, seed=3)
+    assert sorted([*first, *second], key=clips.index) == clips
+    assert {one.group for one in first}.isdisjoint(one.group for one in second)
+    assert len({one.group for one in first}) == 2
+    assert split_groups(clips, 0.4, seed=3) == (first, second)
+    alone = [Clip("a.wav", "a"), Clip("b.wav", "b")]
+    assert len(split_groups(alone)[0]) == 1
+    with pytest.raises(ManifestError, match="1 groups cannot be split"):
+        split_groups(clips[::5])

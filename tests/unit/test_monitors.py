@@ -203,6 +203,23 @@ def test_what_interventions_leave_is_what_is_read(model):
         assert heard.scores[0].final == pytest.approx(expected)
 
 
+def test_what_others_edit_behind_it_in_place_is_not_read(model):
+    mel, mask = clips()
+    site = "decoder.0.hook_resid_post"  # the very tensor that the next layer's hook gets
+
+    def spoil(x, hook):
+        x.mul_(0.5)
+
+    options = {"mel_mask": mask, "fwd_hooks": [("decoder.1.hook_resid_pre", spoil)]}
+    monitor = Monitor(a_probe(site, 32))
+    heard = monitor.generate(model, mel, **options)
+    window = model.generate(mel, **options, names_filter=[site]).windows[0]
+    steps = window.cache[site][0, -1:] @ monitor.probe.weights[0] + monitor.probe.bias
+    assert heard.scores[window.clips[0]].windows[0].score == pytest.approx(
+        steps.sigmoid().item(), abs=1e-5
+    )
+
+
 @pytest.mark.parametrize("num_beams", [1, 2])
 @pytest.mark.parametrize("layout", ["mha", "gqa"])
 def test_prompts_of_unequal_length_with_audio_among_them(layout, num_beams):

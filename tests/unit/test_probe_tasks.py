@@ -11,7 +11,14 @@ from tiny_checkpoint import save_checkpoint
 from hooked_asr import HookedWhisper
 from hooked_asr.features import FeatureStore, harvest
 from hooked_asr.manifests import read_clips
-from hooked_asr.probes import ProbeError, fit_stored, log_mel_features, random_weights
+from hooked_asr.probes import (
+    ProbeError,
+    confidence_features,
+    fit_probes,
+    fit_stored,
+    log_mel_features,
+    random_weights,
+)
 from hooked_asr.probes.tasks import TASKS, probe_task
 from hooked_asr.probes.tasks_hallucination import Transcribed, matched, transcribed
 from hooked_asr.speech import wer
@@ -123,7 +130,7 @@ def test_hallucinations_are_told_at_the_last_token_of_the_models_own_transcript(
         rows,
         out=tmp_path,
         worst=0.5,
-        baselines=("random weights",),
+        baselines=("random weights", "confidence"),
         **QUICK,
     )
     result = found.result
@@ -135,6 +142,18 @@ def test_hallucinations_are_told_at_the_last_token_of_the_models_own_transcript(
         assert one.wer == pytest.approx(wer(row["text"], text))
     random = FeatureStore.open(tmp_path / "features of random weights")
     assert [clip.text for clip in random.clips] == heard
+    sure = confidence_features(
+        model, [row | {"text": t} for row, t in zip(rows, heard, strict=True)]
+    )
+    beside = {"confidence": sure[found.rows["hallucination"]]}
+    again = fit_probes(
+        {site: found.store[site][found.rows["hallucination"]] for site in result.sites},
+        result.labels,
+        groups=result.groups,
+        baselines=beside,
+        **QUICK,
+    )
+    assert result.baselines["confidence"] == again.baselines["confidence"]
     own = found.store[result.sites[1]]
     for place, label in zip(found.rows["hallucination"], result.labels, strict=True):
         assert (chosen[place].wer == 0) == (label == "faithful") == bool(place % 2)
@@ -159,6 +178,7 @@ def test_hallucinations_are_told_at_the_last_token_of_the_models_own_transcript(
         ("speaker_sex", {"layers": [2]}, "layers 0 to 1.*got 2"),
         ("speaker_sex", {"layers": []}, "no layers"),
         ("speaker_sex", {"baselines": ["noise"]}, "'log-mel', 'random weights'; got 'noise'"),
+        ("speaker_sex", {"baselines": ["confidence"]}, "'random weights'; got 'confidence'"),
         ("hallucination", {"worst": 2.0}, "share of all clips"),
     ],
 )

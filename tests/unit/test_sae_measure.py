@@ -15,8 +15,11 @@ from tiny_qwen2_checkpoint import save_checkpoint as save_qwen2
 from hooked_asr import HookedQwen2Audio, HookedWhisper
 from hooked_asr.features import harvest
 from hooked_asr.patching.saving import ResultError
+from hooked_asr.records import RecordsError
 from hooked_asr.sae import SAEError, SparseAutoencoder
+from hooked_asr.sae.measuring import measure as measure_module
 from hooked_asr.sae.measuring.frontier import frontier
+from hooked_asr.sae.measuring.loss import clip_losses
 from hooked_asr.sae.measuring.measure import measure_sae
 from hooked_asr.sae.measuring.ratios import ratio
 from hooked_asr.sae.measuring.result import SAEMeasures
@@ -253,6 +256,21 @@ def test_losses_are_those_of_plain_hook_functions(family, clips, site, texts, tm
 
 
 # --- Intervals ------------------------------------------------------------------------------------
+
+
+def test_losses_that_are_kept_are_measured_once(whisper, clips, tmp_path, monkeypatch):
+    sae = made(whisper, HEARD)
+    plain = measure_sae(sae, whisper, clips, progress=False)
+    done = []
+    monkeypatch.setattr(
+        measure_module, "clip_losses", lambda *said: done.append(said[1].id) or clip_losses(*said)
+    )
+    for _ in range(2):
+        found = measure_sae(sae, whisper, clips, out=tmp_path, progress=False)
+        assert found.clips == plain.clips
+        assert done == [clip.id for clip in plain.clips]
+    with pytest.raises(RecordsError, match="texts was"):
+        measure_sae(sae, whisper, clips, texts="text", out=tmp_path, progress=False)
 
 
 def test_intervals_are_as_wide_as_they_should_be():

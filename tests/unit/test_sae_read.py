@@ -12,7 +12,9 @@ from tiny_checkpoint import save_checkpoint
 
 from hooked_asr import HookedWhisper
 from hooked_asr.probes import random_weights
+from hooked_asr.records import RecordsError
 from hooked_asr.sae import SAEError
+from hooked_asr.sae.reading import read as read_module
 from hooked_asr.sae.reading.read import read_features
 from hooked_asr.sae.reading.reading import FeatureReading
 
@@ -158,6 +160,36 @@ def test_a_reading_is_the_same_from_its_files(sae, model, manifest, reading, tmp
     assert whole.control.labels["phone"]["a"] == pytest.approx(wanted)
     with pytest.raises(SAEError, match="no reading"):
         FeatureReading.load(tmp_path)
+
+
+def test_a_reading_that_is_kept_is_made_once(sae, model, manifest, reading, tmp_path, monkeypatch):
+    asked = {"top": TOP, "phones": "phones", "window": 0.1, "out": tmp_path, "progress": False}
+    made_now = read_features(sae, model, manifest, **asked)
+    monkeypatch.setattr(read_module, "pass_corpus", lambda *_: pytest.fail("it was read again"))
+    kept = read_features(sae, model, manifest, **asked)
+    for one in (made_now, kept):
+        np.testing.assert_array_equal(one.density, reading.density)
+        assert one.table("phone").equals(reading.table("phone"))
+    for other in ({"seed": 1}, {"phones": None}, {"control": reading}):
+        with pytest.raises(RecordsError, match=f"{next(iter(other))}"):
+            read_features(sae, model, manifest, **asked | other)
+    with pytest.raises(RecordsError, match="autoencoder"):
+        read_features(made(model, SITE, N_FEATURES, seed=1), model, manifest, **asked)
+
+
+def test_figures_count_features_and_draw_what_is_heard(reading):
+    for kind in reading.kinds:
+        drawn = reading.plot(kind).to_dict()["concat"]
+        counts = [sum(bar["features"] for bar in one["data"]["values"]) for one in drawn]
+        assert counts == [N_FEATURES] * 2
+        assert drawn[1]["title"]["text"] == "labels shuffled"
+    note = reading.features[reading.active[0]]
+    for one, panel in zip(note.excerpts, note.plot().to_dict()["concat"], strict=False):
+        bars, boxes, _ = (layer["data"]["values"] for layer in panel["layer"])
+        assert [bar["activation"] for bar in bars] == list(one.curve)
+        assert bars[-1]["to"] == pytest.approx(one.span[1])
+        assert [box["label"] for box in boxes] == [own.label for own in one.aligned["phone"]]
+        assert all(one.span[0] <= box["from"] <= box["to"] <= one.span[1] for box in boxes)
 
 
 def test_in_the_decoder_rows_are_tokens_of_text(model, manifest):

@@ -190,6 +190,26 @@ def test_in_a_decoder_positions_are_of_prompt_and_text(whisper, clips):
     np.testing.assert_allclose(pick.table["towards"], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_sets_that_have_names_are_each_edited_as_one(whisper, clips):
+    sae = made(whisper, AUDIO)
+    sets = {"warm": {3: 2.0, 5: 0.0}, "cold": [7]}
+    sweep = steer_sweep(sae, whisper, clips[:1], sets, [3.0], progress=False)
+    assert [one.name for one in sweep.effect.doses] == ["warm", "cold"]
+    assert (sweep.features, sweep.together) == ([3, 5, 7], True)
+    for outcomes, values in zip(sweep.effect.outcomes, [{3: 6.0, 5: 0.0}, {7: 3.0}], strict=True):
+        edit = clamp_features(sae, values)
+        (heard,) = whisper.generate(str(clips[0]["audio"]), interventions=[edit])
+        assert outcomes[0].text == heard.text
+    gone = feature_doses(sae, {"one": [3], "both": [3, 5]}, how="ablate")
+    assert [one.interventions[0].action.features for one in gone] == [(3,), (3, 5)]
+    units = torch.arange(24.0)
+    (dose,) = feature_doses(sae, {"warm": [3]}, [2.0], units=units)
+    assert dose.interventions[0].action.values == (6.0,)
+    for empty in ({}, {"warm": [3], "none": []}):
+        with pytest.raises(SAEError, match="no features to steer"):
+            feature_doses(sae, empty)
+
+
 def test_how_features_tell_classes_apart_is_as_defined():
     draw = np.random.default_rng(0)
     means, mine = draw.integers(0, 4, (30, 6)).astype(float), draw.random(30) < 0.4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ import torch
 from hooked_asr.errors import HookedASRError
 from hooked_asr.features.forcing import TEXTS, Asking
 from hooked_asr.long_work import work_through
-from hooked_asr.manifests import Clip, Clips, read_clips
+from hooked_asr.manifests import Clip, Clips, clips_hash, read_clips
 from hooked_asr.patching.engine.memory import as_bytes
 from hooked_asr.processes import Process
 from hooked_asr.sae.autoencoder import SparseAutoencoder
@@ -18,6 +20,7 @@ from hooked_asr.sae.errors import SAEError
 from hooked_asr.sae.measuring.loss import ClipLosses, Trial, clip_losses
 from hooked_asr.sae.measuring.result import ClipMeasures, SAEMeasures
 from hooked_asr.sae.measuring.sums import SiteSums, summed
+from hooked_asr.weights.fingerprint import computed_with
 
 _MEMORY = 2**28  # bytes of features at a time
 
@@ -34,6 +37,7 @@ def measure_sae(
     wer: bool = True,
     batch_size: int = 8,
     memory: int | str | None = None,
+    out: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **prompt: Any,
 ) -> SAEMeasures:
@@ -53,10 +57,11 @@ def measure_sae(
     - `losses`: False for what needs no decoder; `wer`: whether each clip is transcribed again.
     - `batch_size`: clips at a time, for activations. `memory`: what features, and then the rows of
       a clip's run, may take: bytes, or as "2 GiB".
+    - `out`: a folder where clips' losses are kept as they come. Run again, it goes on where it was.
     - `prompt`: how the model is asked: `task` for Whisper, `prompt` for Qwen2-Audio.
 
     Raises `SAEError` for options that do not fit, an autoencoder of another model, or a clip that
-    cannot be used; `ManifestError` as `read_clips`.
+    cannot be used; `ManifestError` as `read_clips`; `RecordsError` for an `out` of other work.
     """
     read = read_clips(clips)
     _check(model, read, texts, batch_size, prompt)
@@ -69,7 +74,7 @@ def measure_sae(
     if not sum(clip.rows for clip in sums.clips):
         raise SAEError(f"{len(read)} clips have no real position at {spec.name}: give others")
     trial = Trial(sae, spec, sums.mean, texts, language, wer, memory, prompt)
-    lost = _losses(model, read, trial, progress) if losses else [None] * len(read)
+    lost = _losses(model, read, trial, out, progress) if losses else [None] * len(read)
     return _result(sae, model, read, sums, lost)
 
 
@@ -95,22 +100,48 @@ def _check(
 
 
 def _losses(
-    model: Any, clips: Sequence[Clip], trial: Trial, progress: bool
+    model: Any,
+    clips: Sequence[Clip],
+    trial: Trial,
+    out: str | os.PathLike[str] | None,
+    progress: bool,
 ) -> list[ClipLosses | None]:
     by_id = {clip.id: clip for clip in clips}
 
-    def work(key: str) -> ClipLosses:
+    def work(key: str) -> dict[str, Any]:
         clip = by_id[key]
         try:
-            return clip_losses(model, clip, trial)
+            return asdict(clip_losses(model, clip, trial))
         except (HookedASRError, OSError) as error:
             raise SAEError(f"clip {key!r} ({clip.audio_path}): {error}") from error
 
     alone = Process(0, 1)  # whatever the environment says: nothing is shared here
     done = work_through(
-        list(by_id), work, process=alone, progress=progress, name="losses", unit="clip"
+        list(by_id),
+        work,
+        folder=out,
+        asked={} if out is None else _asked(model, clips, trial),
+        process=alone,
+        progress=progress,
+        name="losses",
+        unit="clip",
     )
-    return [done.results[key] for key in by_id]
+    return [ClipLosses(**done.results[key]) for key in by_id]
+
+
+def _asked(model: Any, clips: Sequence[Clip], trial: Trial) -> Mapping[str, Any]:
+    """All that the losses depend on."""
+    return {
+        "work": "measure_sae",
+        **computed_with(model),
+        "autoencoder (hash)": trial.sae.identity,
+        "site": trial.spec.name,
+        "clips (hash)": clips_hash(clips),
+        "texts": trial.texts,
+        "language": trial.language,
+        "wer": trial.wer,
+        "prompt": dict(trial.prompt),
+    }
 
 
 def _result(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import altair as alt
+
 from hooked_asr.sae.reading.excerpts import Excerpt
+from hooked_asr.sae.reading.plot import excerpts_figure
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,11 @@ class LabelScore:
     mass: float
     active: float
     base: float
+
+
+def no_score(kind: str) -> LabelScore:
+    """Of a feature that tells no label of a kind."""
+    return LabelScore(kind, "", *[math.nan] * 8)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,12 @@ class FeatureNote:
         first = {one.kind: one for one in reversed(self.labels)}
         told = [one for one in first.values() if not math.isnan(one.f1)]
         return max(told, key=_above_chance, default=None)
+
+    def plot(self, top: int = 6) -> alt.ConcatChart:
+        """Its highest peaks: the activation around each, over what is heard."""
+        best = self.best
+        told = "" if best is None else f": {best.kind} {best.label} (F1 {best.f1:.2f})"
+        return excerpts_figure(self.excerpts[:top], title=f"Feature {self.number}{told}")
 
     def under(self, kind: str) -> list[str]:
         """The labels of a kind that are at its peaks, each once."""

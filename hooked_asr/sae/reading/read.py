@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from hooked_asr.manifests import Clip, Clips, read_clips
+from hooked_asr.manifests import Clip, Clips, clips_hash, read_clips
 from hooked_asr.patching.engine.memory import as_bytes
 from hooked_asr.sae.autoencoder import SparseAutoencoder
 from hooked_asr.sae.errors import SAEError
@@ -17,10 +18,12 @@ from hooked_asr.sae.reading.activity import Activity
 from hooked_asr.sae.reading.alignments import Aligned, AlignmentsAsked, read_alignments
 from hooked_asr.sae.reading.collected import Collected
 from hooked_asr.sae.reading.corpus import Passed, Passing, pass_corpus
+from hooked_asr.sae.reading.kept import alignments_asked, control_asked, kept_reading
 from hooked_asr.sae.reading.reading import FeatureReading
 from hooked_asr.sae.reading.row_labels import RowLabels, aligned_labels, clip_labels, token_labels
 from hooked_asr.sae.reading.words import heard_words
 from hooked_asr.timing import FRAMES, FRAMES_PER_SECOND
+from hooked_asr.weights.fingerprint import computed_with
 
 _MEMORY = 2**29  # bytes of activity that wait for the disk
 _TOKENS = 8  # on each side of a peak in the decoder
@@ -58,6 +61,7 @@ def read_features(
     batch_size: int = 8,
     memory: int | str | None = None,
     skip_errors: bool = False,
+    out: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **prompt: Any,
 ) -> FeatureReading:
@@ -83,6 +87,7 @@ def read_features(
     - `texts`, `language`, `prompt`: how the decoder is forced, see `harvest`.
     - `memory`: of the activity that waits, in bytes or as "2 GiB" (512 MiB if not said); what is
       more lies in a temporary folder, 16 bytes for each activation above 0.
+    - `out`: a folder where the reading is kept; asked for again, it is read from there.
 
     A feature tells a label where it is active above a threshold. Thresholds (0, or one of 15
     quantiles of the feature's activations) and best labels are chosen on one half of the clips; F1
@@ -91,43 +96,89 @@ def read_features(
     another clip, from a random moment on, around and around.
 
     Raises `SAEError` for options that do not fit, a clip that cannot be used, or labels that are
-    not there; `ManifestError` as `read_clips`.
+    not there; `ManifestError` as `read_clips`; `RecordsError` for an `out` of another reading.
     """
     if top < 1 or shuffles < 1 or most_labels < 1:
         raise SAEError(
             f"top, shuffles and most_labels are 1 at least; got {top}, {shuffles}, {most_labels}"
         )
     read = read_clips(clips)
-    clock = sae.spec(model).clock
-    asked = {"phone": phones, "word": words, "sound": sounds}
-    heard = _heard(model, read, asked, clock, language, progress)
-    labelling = _Labelling(labels, asked, lag, most_labels)
+    labelling = _Labelling(
+        labels, {"phone": phones, "word": words, "sound": sounds}, lag, most_labels
+    )
     limit = _MEMORY if memory is None else as_bytes(memory, torch.device("cpu"))
     how = Passing(texts, language, prompt, batch_size, skip_errors, progress)
-    with Activity(sae.n_features, limit, _numbers(sae, features)) as activity:
-        done = pass_corpus(sae, model, read, activity, how)
-        kinds = _row_labels(done, labelling, heard, clock)
-        reach = _reach(window, clock)
-        collected = Collected(done.clips, kinds, top, reach, shuffles, seed)
-        numbers = activity.numbers
-        with tqdm(total=len(numbers), desc="features", disable=not progress) as bar:
-            for _, rows, values in activity.by_feature():
-                collected.add(rows, values)
-                bar.update()
     settings = {"top": top, "lag": lag, "window": window, "shuffles": shuffles, "seed": seed}
-    return FeatureReading(
-        site=sae.site,
-        model=model.name,
-        weights=sae.weights,
-        clock=clock,
-        numbers=numbers,
-        clips=done.clips,
-        alignments=heard,
-        settings=settings,
-        failed=done.failed,
-        control=None if control is None else control.as_control(),
-        **collected.arrays(),
-    )
+    numbers = _numbers(sae, features)
+    reader = _Reader(sae, model, read, labelling, how, limit, numbers, settings, control)
+    return reader.read() if out is None else kept_reading(out, reader.asked(), reader.read)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """A reading that is yet to be made."""
+
+    sae: SparseAutoencoder
+    model: Any
+    clips: list[Clip]
+    labelling: _Labelling
+    how: Passing
+    limit: int
+    numbers: Sequence[int] | None
+    settings: dict[str, Any]
+    control: FeatureReading | None
+
+    def read(self) -> FeatureReading:
+        clock = self.sae.spec(self.model).clock
+        reach = _reach(self.settings["window"], clock)
+        given = self.labelling.aligned
+        heard = _heard(self.model, self.clips, given, clock, self.how.language, self.how.progress)
+        with Activity(self.sae.n_features, self.limit, self.numbers) as activity:
+            done = pass_corpus(self.sae, self.model, self.clips, activity, self.how)
+            kinds = _row_labels(done, self.labelling, heard, clock)
+            own = self.settings
+            collected = Collected(
+                done.clips, kinds, own["top"], reach, own["shuffles"], own["seed"]
+            )
+            with tqdm(
+                total=len(activity.numbers), desc="features", disable=not self.how.progress
+            ) as bar:
+                for _, rows, values in activity.by_feature():
+                    collected.add(rows, values)
+                    bar.update()
+        return FeatureReading(
+            site=self.sae.site,
+            model=self.model.name,
+            weights=self.sae.weights,
+            clock=clock,
+            numbers=activity.numbers,
+            clips=done.clips,
+            alignments=heard,
+            settings=self.settings,
+            failed=done.failed,
+            control=None if self.control is None else self.control.as_control(),
+            **collected.arrays(),
+        )
+
+    def asked(self) -> dict[str, Any]:
+        """All that the reading depends on."""
+        columns, aligned = self.labelling.columns, self.labelling.aligned
+        return {
+            "work": "read_features",
+            **computed_with(self.model),
+            "autoencoder (hash)": self.sae.identity,
+            "site": self.sae.site,
+            "clips (hash)": clips_hash(self.clips),
+            "features": None if self.numbers is None else list(self.numbers),
+            "columns": None if columns is None else list(columns),
+            **{f"{kind}s": alignments_asked(own) for kind, own in aligned.items()},
+            "most_labels": self.labelling.most,
+            **self.settings,
+            "control": control_asked(self.control),
+            "texts": self.how.texts,
+            "language": self.how.language,
+            "prompt": dict(self.how.prompt),
+        }
 
 
 # --- What is asked --------------------------------------------------------------------------------

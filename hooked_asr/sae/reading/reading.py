@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
@@ -14,9 +16,10 @@ from jaxtyping import Float, Int
 from hooked_asr.sae.errors import SAEError
 from hooked_asr.sae.reading.alignments import Aligned
 from hooked_asr.sae.reading.excerpts import Excerpt, Peaks
-from hooked_asr.sae.reading.feature import FeatureNote, LabelScore
+from hooked_asr.sae.reading.feature import FeatureNote, LabelScore, no_score
 from hooked_asr.sae.reading.labels import Association
 from hooked_asr.sae.reading.peaks import excerpts_of
+from hooked_asr.sae.reading.plot import scores_figure
 from hooked_asr.sae.reading.purity import Purity
 from hooked_asr.sae.reading.row_labels import ReadClip
 
@@ -115,12 +118,12 @@ class FeatureReading:
             if not self.density[place]:
                 continue
             label = int(best[place])
-            told = self._score(kind, place, label) if label >= 0 else _no_score(kind)
+            told = self._score(kind, place, label) if label >= 0 else no_score(kind)
             own = {name: value for name, value in vars(told).items() if name != "kind"}
             chance = float(found.chance[place])
             density = float(self.density[place])
             rows.append({"feature": number, "density": density, **own, "chance": chance})
-        columns = ["feature", "density", *vars(_no_score(kind)), "chance"]
+        columns = ["feature", "density", *vars(no_score(kind)), "chance"]
         table = pd.DataFrame(rows, columns=[name for name in columns if name != "kind"])
         return table.sort_values("f1", ascending=False, kind="stable", ignore_index=True)
 
@@ -158,6 +161,18 @@ class FeatureReading:
         if self.control is not None and kind in self.control.best:
             counts["random"] = float(sum(one >= f1 for one in self.control.best[kind]))
         return counts
+
+    def plot(self, kind: str) -> alt.ConcatChart:
+        """Histograms of each feature's F1 for its best label of a kind, and of the controls'.
+
+        Raises `SAEError` for a kind that was not read.
+        """
+        found = self.association(kind)
+        scores = {"features": found.best_f1().tolist(), "labels shuffled": found.chance.tolist()}
+        if self.control is not None and kind in self.control.best:
+            scores[self.control.model] = self.control.best[kind]
+        told = f"{Path(self.model).name}, {self.site}"
+        return scores_figure(scores, title=f"How well features tell a {kind}", subtitle=told)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each active feature: how active it is, and its best label of each kind."""
@@ -282,7 +297,3 @@ class _Features(Mapping[int, FeatureNote]):
 
     def __len__(self) -> int:
         return len(self._reading.numbers)
-
-
-def _no_score(kind: str) -> LabelScore:
-    return LabelScore(kind, "", *[float("nan")] * 8)

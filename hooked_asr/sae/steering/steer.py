@@ -27,7 +27,8 @@ from hooked_asr.sae.steering.result import SteerSweep
 
 HOWS = ("clamp", "add", "scale", "ablate")
 
-Features = Sequence[int] | Mapping[int, float]
+FeatureSet = Sequence[int] | Mapping[int, float]
+Features = FeatureSet | Mapping[str, FeatureSet]
 
 
 def steer_sweep(
@@ -58,7 +59,8 @@ def steer_sweep(
         sweep.to_pandas(language="de"), sweep.plot(language="de")
 
     - `features`: each by itself, or `together` as one set; or with a value for each, which
-      strengths multiply.
+      strengths multiply; or several sets by name, each as one:
+      `{"German": german.values, "a woman's voice": female.values}`.
     - `how`: "clamp" to strength times its value (1 if not said) wherever the site is edited; "add"
       so much; "scale" by the strength; or "ablate", take it out, which has no strengths.
     - `strengths`: 0, 1, 2, 4 and 8 if not said. Values are in the features' own units, as
@@ -90,7 +92,9 @@ def steer_sweep(
         progress=progress,
         **prompt,
     )
-    return SteerSweep(effect, how, sae.site, list(features), together)
+    sets = _sets(features, together)
+    driven = list(dict.fromkeys(one for own in sets.values() for one in own))
+    return SteerSweep(effect, how, sae.site, driven, together or _are_named(features))
 
 
 def feature_doses(
@@ -107,18 +111,22 @@ def feature_doses(
 
     Raises `SAEError` for what does not fit together.
     """
-    values = _values(features)
-    _check(values, strengths, how, units)
+    sets = _sets(features, together)
+    _check(sets, strengths, how, units)
     if units is not None:
-        values = {one: value * float(units[one]) for one, value in values.items()}
-    sets = [values] if together else [{one: value} for one, value in values.items()]
+        sets = {
+            name: {one: value * float(units[one]) for one, value in own.items()}
+            for name, own in sets.items()
+        }
     where: dict[str, Any] = {"positions": positions, "seconds": seconds}
     if how == "ablate":
-        return [Dose(set_name(one), (ablate_features(sae, list(one), **where),)) for one in sets]
+        return [
+            Dose(name, (ablate_features(sae, list(own), **where),)) for name, own in sets.items()
+        ]
     chosen = (0.0, 1.0, 2.0, 4.0, 8.0) if strengths is None else [float(one) for one in strengths]
     return [
-        Dose(set_name(one), (_edit(sae, one, strength, how, where),), strength)
-        for one in sets
+        Dose(name, (_edit(sae, own, strength, how, where),), strength)
+        for name, own in sets.items()
         for strength in chosen
     ]
 
@@ -135,7 +143,21 @@ def set_name(features: Sequence[int] | Mapping[int, float], most: int = 6) -> st
     return ("feature " if len(numbers) == 1 else "features ") + ", ".join(numbers)
 
 
-def _values(features: Features) -> dict[int, float]:
+def _sets(features: Features, together: bool) -> dict[str, dict[int, float]]:
+    """Names, and what each feature that goes with it is to be, or take."""
+    if isinstance(features, Mapping) and _are_named(features):
+        return {str(name): _values(own) for name, own in features.items()}
+    values = _values(features)
+    if together:
+        return {set_name(values): values}
+    return {set_name([one]): {one: value} for one, value in values.items()}
+
+
+def _are_named(features: Features) -> bool:
+    return isinstance(features, Mapping) and any(isinstance(name, str) for name in features)
+
+
+def _values(features: Any) -> dict[int, float]:
     if isinstance(features, Mapping):
         return {int(one): float(value) for one, value in features.items()}
     return {int(one): 1.0 for one in features}
@@ -156,21 +178,23 @@ def _edit(
 
 
 def _check(
-    values: Mapping[int, float],
+    sets: Mapping[str, Mapping[int, float]],
     strengths: Sequence[float] | None,
     how: str,
     units: Tensor | None,
 ) -> None:
     if how not in HOWS:
         raise SAEError(f"features are steered by {', '.join(HOWS)}; got how={how!r}")
-    if not values:
+    if not sets or not all(sets.values()):
         raise SAEError("there are no features to steer: give at least one")
+    values = [(one, value) for own in sets.values() for one, value in own.items()]
     if how == "ablate" and strengths is not None:
         raise SAEError("what is ablated is gone, at no strength: leave strengths out")
     if strengths is not None and not len(strengths):
         raise SAEError("there are no strengths: give at least one")
-    plain = units is None and all(value == 1.0 for value in values.values())
+    plain = units is None and all(value == 1.0 for _, value in values)
     if how in ("scale", "ablate") and not plain:
         raise SAEError(f"how={how!r} takes features alone: leave out their values and units")
-    if units is not None and max(values) >= len(units):
-        raise SAEError(f"there are units of {len(units)} features; asked for {max(values)}")
+    greatest = max(one for one, _ in values)
+    if units is not None and greatest >= len(units):
+        raise SAEError(f"there are units of {len(units)} features; asked for {greatest}")
