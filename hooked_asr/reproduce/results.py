@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from hooked_asr.files import written_aside
@@ -113,7 +114,7 @@ class Results:
         *,
         unit: str = "",
         interval: tuple[float, float] | None = None,
-        n: int | None = None,
+        n: int | np.integer[Any] | None = None,
         where: str = "",
         paper: str = "",
     ) -> None:

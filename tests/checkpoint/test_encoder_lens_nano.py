@@ -100,6 +100,7 @@ def test_a_clip_is_of_one_window(models):
         encoder_lens(models[1], torch.ones(7 * 16_000) / 10)
 
 
+@pytest.mark.long
 def test_real_speech_by_whisper_tiny(shared, refit):
     hf, model = loaded(refit)
     path = shared / "audio" / "speech_en" / "jfk.flac"

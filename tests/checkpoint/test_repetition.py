@@ -285,6 +285,7 @@ def test_a_model_that_decodes_no_rows_is_told(model, heard):
 ENOUGH = 40
 
 
+@pytest.mark.long
 def test_single_heads_end_the_loops_of_a_trained_model(refit, shared):
     model = HookedWhisper.from_pretrained(refit, dtype=torch.float32)
     audio = looping_clips(shared)

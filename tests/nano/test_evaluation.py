@@ -67,6 +67,7 @@ def every_clip(sets: TestSets) -> list[TestClip]:
     return [*sets.clean, *sets.pairs, *sets.nonspeech, *sets.repetition]
 
 
+@pytest.mark.long
 def test_two_builds_are_the_same(sets: TestSets) -> None:
     again = build_test_sets(2, pairs=PAIRS[:1])
     for one, other in zip(every_clip(sets), every_clip(again), strict=True):

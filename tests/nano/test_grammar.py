@@ -56,6 +56,7 @@ def test_draws_seldom_repeat(drawn):
     assert len({tuple(one.texts.values()) for one in drawn}) > 1000
 
 
+@pytest.mark.long
 def test_pairs_come_up_with_the_word_that_fits(drawn):
     paired = [one for one in drawn if one.pair]
     likely = [one for one in paired if one.words == (("pair", one.pair.word),)]

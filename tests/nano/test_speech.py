@@ -14,6 +14,8 @@ from hooked_asr.nano.noise import NOISES, add_noise, babble, noise, rms
 from hooked_asr.nano.recipe import Recipe
 from hooked_asr.nano.voices import ACCENTS, HELD_OUT_SPEAKERS, LANGUAGES, TRAINING_SPEAKERS
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("espeakng_loader")
 SMALL = Recipe(shards=2, clips_per_shard=5)
 

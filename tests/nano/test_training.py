@@ -16,6 +16,8 @@ from hooked_asr.nano.corpus import build_corpus
 from hooked_asr.nano.recipe import Phase, Recipe
 from hooked_asr.nano.training import TrainingError, train, untrained, windowed
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("espeakng_loader")
 SMALL = Recipe(
     shards=1,
