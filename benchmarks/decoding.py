@@ -3,7 +3,8 @@
     python benchmarks/decoding.py [--tokens 100] [--rounds 9] [--model FOLDER] [--audio FILE]
 
 Random weights in whisper-tiny's shapes, and whisper-nano. Neither may say its end token, so both
-sides take the same number of steps; the encoder's output is given to both. Heads are ablated by
+sides take the same number of steps; the encoder's output is given to both. Without hooks, then with
+a function behind every decoder layer, which does nothing. Heads are ablated by
 `generate_rows`, and by one `generate` for each with a forward-pre-hook on `out_proj`, the encoder
 included; with `--model` also those of a trained checkpoint on a recording, which ends where it
 will. Tokens are compared too.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -57,7 +60,23 @@ def nano() -> tuple[HookedWhisper, WhisperForConditionalGeneration]:
     return ours, ours.to_hf().eval()
 
 
-def speed(name: str, ours: HookedWhisper, theirs: Any, n_tokens: int, rounds: int) -> None:
+def look(*_: Any, hook: Any = None) -> None:
+    """What hooks come to when they do nothing."""
+
+
+@contextmanager
+def looked_at(ours: HookedWhisper, theirs: Any) -> Iterator[None]:
+    """A function behind every decoder layer of both."""
+    with ExitStack() as hooks:
+        hooks.enter_context(ours.hooks([("decoder.*.hook_resid_post", look)]))
+        for layer in theirs.model.decoder.layers:
+            hooks.enter_context(layer.register_forward_hook(look))
+        yield
+
+
+def speed(
+    name: str, ours: HookedWhisper, theirs: Any, n_tokens: int, rounds: int, hooked: bool
+) -> None:
     """Greedy decoding of one clip, the encoder's output given."""
     endless(theirs)
     ours.generation_config = theirs.generation_config
@@ -82,11 +101,13 @@ def speed(name: str, ours: HookedWhisper, theirs: Any, n_tokens: int, rounds: in
         )
         said["theirs"] = out[0, -n_tokens:].tolist()
 
-    a, b, ratio = compare(our_tokens, their_tokens, rounds)
+    with looked_at(ours, theirs) if hooked else nullcontext():
+        a, b, ratio = compare(our_tokens, their_tokens, rounds)
+    what = "a hook on each layer" if hooked else "no hooks"
     same = said["ours"] == said["theirs"]
     print(
-        f"{name:8} {n_tokens} tokens: hooked_asr {n_tokens / a:6.0f} tokens/s, transformers "
-        f"{n_tokens / b:6.0f} tokens/s, {1 / ratio:.2f} times as many; same tokens: {same}"
+        f"{name:8} {n_tokens} tokens, {what}: hooked_asr {n_tokens / a:.0f} tokens/s, transformers "
+        f"{n_tokens / b:.0f} tokens/s, {1 / ratio:.2f} times as many; same tokens: {same}"
     )
 
 
@@ -146,7 +167,8 @@ def main() -> None:
     parser.add_argument("--audio", help="A recording for it.")
     args = parser.parse_args()
     for name, pair in (("tiny", tiny()), ("nano", nano())):
-        speed(name, *pair, args.tokens, args.rounds)
+        for hooked in (False, True):
+            speed(name, *pair, args.tokens, args.rounds, hooked)
     ours, theirs = tiny()
     endless(theirs, times=False)
     ablations("tiny", ours, theirs, torch.randn(1, 80, 3000), 30)

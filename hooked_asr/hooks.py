@@ -87,10 +87,14 @@ class _Item:
 
 @dataclass
 class Clock:
-    """Where in the token sequence the running forward stands; shared by a model's hook points."""
+    """Where in the token sequence the running forward stands; shared by a model's hook points.
+
+    `changes` counts how often functions came or went at any of them.
+    """
 
     offset: int = 0
     step: int = 0  # of a decoding: 0 for the prompt (and the encoder), then one for each token
+    changes: int = 0
 
     @contextmanager
     def stepping(self, step: int) -> Iterator[None]:
@@ -299,11 +303,13 @@ class HookedModule(nn.Module):
         kept = [(point.fwd_fns, point.bwd_fns) for point in points]
         for point in points:
             point.fwd_fns, point.bwd_fns = [], []
+        self.clock.changes += 1
         try:
             yield
         finally:
             for point, (fwd_fns, bwd_fns) in zip(points, kept, strict=True):
                 point.fwd_fns, point.bwd_fns = fwd_fns, bwd_fns
+            self.clock.changes += 1
 
     @contextmanager
     def _attach(self, fwd_hooks: Hooks, bwd_hooks: Hooks = ()) -> Iterator[list[_Item]]:
@@ -316,10 +322,12 @@ class HookedModule(nn.Module):
                     items.append(item)
                     for name in select(selector, self.hook_table):
                         item.attach(getattr(self.hook_points[name], kind))
+            self.clock.changes += 1
             yield items
         finally:
             for item in items:
                 item.detach()
+            self.clock.changes += 1
 
     def run_with_hooks(
         self, *args: Any, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), **kwargs: Any

@@ -7,6 +7,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hooked_asr.hooks import HookPoint
 from hooked_asr.shapes import Audio, Logits, Resid
@@ -20,7 +21,7 @@ class PositionEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_ctx, d_model), requires_grad=trained)
 
     def forward(self, position_ids: Int[Tensor, "*rows pos"]) -> Float[Tensor, "*rows pos d_model"]:
-        return self.weight[position_ids]
+        return F.embedding(position_ids, self.weight)
 
 
 class Projector(nn.Linear):

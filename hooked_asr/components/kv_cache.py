@@ -41,17 +41,22 @@ class LayerCache:
         """Whether the audio's keys and values are kept."""
         return self._audio is not None
 
+    @property
+    def audio_kept(self) -> tuple[AnyKeys, ...]:
+        """The audio's keys and values, where they are kept."""
+        return self._audio or ()
+
     def extend(self, k: AnyKeys, v: AnyKeys) -> KeysValues:
         """Put new tokens behind those kept; returns all of them."""
         if k.requires_grad or self._joined:
             return self._join(k, v)
         if self._tokens is None:
             self._tokens = self._room(k), self._room(v)
-        end = self.length + k.shape[1]
-        for room, new in zip(self._tokens, (k, v), strict=True):
-            room[:, self.length : end] = new
-        self.length = end
-        return self._tokens[0][:, :end], self._tokens[1][:, :end]
+        (keys, values), start = self._tokens, self.length
+        self.length = end = start + k.shape[1]
+        keys[:, start:end] = k
+        values[:, start:end] = v
+        return keys[:, :end], values[:, :end]
 
     def _room(self, like: AnyKeys) -> AnyKeys:
         rows, _, heads, width = like.shape

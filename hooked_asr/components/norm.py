@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hooked_asr.config import StackConfig
 from hooked_asr.hooks import HookPoint, fused_unless_edited
@@ -74,7 +73,7 @@ class LayerNorm(Norm):
         self.bias = nn.Parameter(torch.zeros(d_model))
 
     def _fused(self, x: Stream) -> Stream:
-        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
+        return torch.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
 
     def _centred(self, x: Stream) -> Stream:
         return x - x.mean(-1, keepdim=True)

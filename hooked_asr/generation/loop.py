@@ -121,10 +121,10 @@ def check_room(model: Any, n_prompt: int, limit: int) -> None:
         )
 
 
-def _pick(scores: Scores, temperature: float) -> Int[Tensor, " batch"]:
+def _pick(scores: Scores, temperature: float) -> Int[Tensor, "batch 1"]:
     if not temperature:
-        return scores.argmax(-1)
-    return torch.multinomial(scores.softmax(-1), num_samples=1)[:, 0]
+        return scores.argmax(-1, keepdim=True)
+    return torch.multinomial(scores.softmax(-1), num_samples=1)
 
 
 class _Said:
@@ -132,26 +132,29 @@ class _Said:
 
     def __init__(self, prompt: Tokens, rules: Any) -> None:
         self.tokens = prompt
-        self.any_ended = self.all_ended = False
         self._n_prompt = prompt.shape[1]
         self._ends = end_tokens(rules)
         padding = (getattr(rules, "pad_token_id", None), *self._ends, 0)
         self._padding = next(token for token in padding if token is not None)
-        self._ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
-        self._logprobs: list[Float[Tensor, " batch"]] = []
+        self._ended = [False] * len(prompt)
+        self._logprobs: list[Float[Tensor, "batch 1"]] = []
 
-    def add(self, new: Int[Tensor, " batch"], scores: Scores) -> None:
-        self._logprobs.append(scores.gather(1, new[:, None])[:, 0] - scores.logsumexp(-1))
-        if self.any_ended:  # a row that has ended runs on beside the others, on padding
-            new = new.where(~self._ended, self._padding)
-        for end in self._ends:
-            self._ended = self._ended | (new == end)
-        self.any_ended, self.all_ended = bool(self._ended.any()), bool(self._ended.all())
-        self.tokens = torch.cat([self.tokens, new[:, None]], dim=1)
+    @property
+    def all_ended(self) -> bool:
+        return all(self._ended)
+
+    def add(self, new: Int[Tensor, "batch 1"], scores: Scores) -> None:
+        self._logprobs.append(scores.log_softmax(-1).gather(1, new))
+        if any(self._ended):  # a row that has ended runs on beside the others, on padding
+            ended = new.new_tensor(self._ended, dtype=torch.bool)
+            new = new.masked_fill(ended[:, None], self._padding)
+        ends = [token in self._ends for (token,) in new.tolist()]
+        self._ended = [a or b for a, b in zip(self._ended, ends, strict=True)]
+        self.tokens = torch.cat([self.tokens, new], dim=1)
 
     def rows(self) -> list[Row]:
         new = self.tokens[:, self._n_prompt :].tolist()
-        logprobs = torch.stack(self._logprobs, dim=1).tolist()
+        logprobs = torch.cat(self._logprobs, dim=1).tolist()
         return [self._row(*one) for one in zip(new, logprobs, strict=True)]
 
     def _row(self, tokens: list[int], logprobs: list[float]) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from hooked_asr.components.kv_cache import KVCache
 from hooked_asr.errors import HookedASRError
+from hooked_asr.generation.replay import Replay
 from hooked_asr.shapes import TokenMask, Tokens
 
 
@@ -54,18 +56,27 @@ class Steps:
         self._beside: Beside = beside.begin(own, limit) if beside else Beside()
 
     def __call__(self, tokens: Tokens) -> Float[Tensor, "batch _ d_vocab"]:
+        with self._model.clock.stepping(self._step), self._beside.step(tokens):
+            logits = self._logits(tokens)
+        self._step += 1
+        return logits
+
+    def _logits(self, tokens: Tokens) -> Float[Tensor, "batch _ d_vocab"]:
         past = self.past.length
+        new = tokens[:, past:]
+        if past and new.shape[1] == 1 and self.mask is None and self._replay.possible:
+            return self._replay(new)
         padding: dict[str, Any] = {}
         if self.mask is not None:
             mask = _lengthened(self.mask, tokens.shape[1])
             padding = {"attention_mask": mask, "position_ids": _places(mask)[:, past:]}
         heard = {} if past else self._heard
-        with self._model.clock.stepping(self._step), self._beside.step(tokens):
-            logits: Tensor = self._model.decode(
-                tokens[:, past:], past=self.past, **heard, **padding
-            )
-        self._step += 1
+        logits: Tensor = self._model.decode(new, past=self.past, **heard, **padding)
         return logits
+
+    @cached_property
+    def _replay(self) -> Replay:
+        return Replay(self._model, self.past)
 
     def reorder(self, rows: Int[Tensor, " row"], audio: bool = True) -> None:
         """Keep these rows, in this order; a row may come several times.

@@ -145,8 +145,8 @@ class HookedEncoderDecoder(HookedModule):
           layer. With `stop_at`, returns the stream that would enter that layer.
         - With `past`, only the tokens that are new since the last call are given;
           `attention_mask` then covers those in the past too.
-        - `position_ids` `[batch pos]`: the position that each token counts as; by default its
-          place in the row, padding included.
+        - `position_ids` `[batch pos]` (or one row for all): the position that each token counts as;
+          by default its place in the row, padding included.
         """
         start, stop = self._span("decoder", start_at, stop_at)
         offset = past.length if past else 0

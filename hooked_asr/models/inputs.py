@@ -79,9 +79,11 @@ def attention_mask(mask: Tensor, batch: int, n_pos: int) -> None:
 
 
 def position_ids(ids: Tensor, rows: Tensor) -> None:
-    if ids.shape != rows.shape[:2]:
+    batch, n_pos = rows.shape[:2]
+    if tuple(ids.shape) not in ((batch, n_pos), (1, n_pos)):
         raise InputError(
-            f"position_ids must be {list(rows.shape[:2])} (batch, pos); got {list(ids.shape)}"
+            f"position_ids must be {[batch, n_pos]} (batch, pos), or one row for all; "
+            f"got {list(ids.shape)}"
         )
 
 
