@@ -28,8 +28,8 @@ class HookError(HookedASRError):
 class _Attached:
     """One function attached to one hook point, and what has come by it.
 
-    `n_steps`: of a decoding; `positions`: those of the steps in which it acts (an intervention's
-    `acts_in`; a plain function acts in all).
+    `n_steps`: of a decoding; `positions`: those of the steps in which it acts. Of a function that
+    acts in all (one without an intervention's `acts_in` and `unmet`) only the first counts.
     """
 
     fn: HookFunction
@@ -38,6 +38,8 @@ class _Attached:
 
     def __post_init__(self) -> None:
         self._acts_in = getattr(self.fn, "acts_in", None)
+        self.in_time = self._acts_in is not None or hasattr(self.fn, "unmet")
+        self.brings_rows = getattr(self.fn, "brings_rows", False)
 
     def meet(self, positions: range, step: int) -> None:
         if step >= self.n_steps:
@@ -180,9 +182,10 @@ class HookPoint(nn.Module):
         # Past the slow `nn.Module.__setattr__`.
         self.__dict__["positions"] = positions
         for attached in self.fwd_fns:
-            attached.meet(positions, self.clock.step)
+            if attached.in_time or not attached.n_steps:
+                attached.meet(positions, self.clock.step)
             out = attached.fn(x, hook=self)
-            if getattr(attached.fn, "brings_rows", False):  # a new tensor, and it may be longer
+            if attached.brings_rows:  # a new tensor, and it may be longer
                 x = x if out is None else out
             elif out is not None and out is not x:
                 # The function may still hold what it gave: the next one edits a copy.
@@ -278,7 +281,8 @@ class HookedModule(nn.Module):
     @property
     def has_hooks(self) -> bool:
         """Whether any function is attached anywhere."""
-        return any(point.active for point in self.hook_points.values())
+        points = self.hook_points.values()
+        return any(p.fwd_fns or p.bwd_fns or p._forward_hooks for p in points)
 
     @contextmanager
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[Any]:

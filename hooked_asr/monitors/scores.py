@@ -140,7 +140,8 @@ def _window_score(model: Any, monitor: Monitor, row: WindowRow) -> float | None:
 def _text_score(model: Any, monitor: Monitor, row: WindowRow, places: range) -> float | None:
     """Of the tokens of text among some, as far as they were read."""
     n_text = min(end_tokens(model.generation_config), default=model.config.d_vocab)
-    steps = [i + 1 for i in places if row.tokens[i] < n_text and i + 1 < len(row.outputs)]
+    n_read = len(row.outputs)
+    steps = [i + 1 for i in places if row.tokens[i] < n_text and i + 1 < n_read]
     return _pooled(monitor, row.outputs[steps]) if steps else None
 
 

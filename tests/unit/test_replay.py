@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from hooked_asr.components.kv_cache import KVCache
 from hooked_asr.generation import Steps, replay
 
-N_STEPS, LIMIT = 6, 20
+N_STEPS, LIMIT = 4, 20
 
 
 @pytest.fixture(autouse=True)
