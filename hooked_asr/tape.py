@@ -1,8 +1,8 @@
 """What a function does with its tensors, recorded once, and replayed as one straight line.
 
-A step of decoding is a few hundred small operations, and as long as they take what happens in
-between: modules look up their parts, ask whether anybody listens, and call each other. A tape is
-the same operations on the same arguments, one after another: the source of a Python function.
+A step of decoding is a few hundred small operations, and what happens in between takes half as long
+again: modules look up their parts, ask whether anybody listens, and call each other. A tape is the
+same operations on the same arguments, one after another: the source of a Python function.
 """
 
 from __future__ import annotations
