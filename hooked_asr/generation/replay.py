@@ -104,7 +104,7 @@ class Replay:
         with ExitStack() as around:
             for layer in self._past.layers:
                 around.enter_context(recorder.as_one(layer, "extend"))
-            for point in self._heard:
+            for point in self._points:  # all: a function may attach another one on its way
                 around.enter_context(recorder.as_one(point, "forward"))
                 around.enter_context(recorder.spoiled_by(point, "watch"))
             around.enter_context(recorder)

@@ -4,7 +4,7 @@ import copy
 import gc
 import io
 import weakref
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import pytest
 import tiny
@@ -166,6 +166,20 @@ def test_functions_come_and_go_between_steps():
         before = start - n_prompt
         assert torch.equal(got[:, :before], plain[:, :before])
         assert not (got[:, before:] == plain[:, before:]).all(-1).any()
+
+
+@pytest.mark.parametrize("site", ["hook_mlp_out", "attn.hook_pattern", "ln1.hook_scale"])
+def test_what_a_function_attaches_is_no_part_of_later_decodings(site):
+    model, inputs, tokens = whisper()
+    attached = ExitStack()
+
+    def attaches(x, hook):
+        if hook.clock.step == 1:
+            attached.enter_context(model.hooks([(f"decoder.1.{site}", doubled)]))
+
+    with attached:
+        replayed(model, inputs, tokens, [("decoder.0.hook_mlp_out", attaches)])
+    check(model, inputs, tokens, [("decoder.0.hook_mlp_out", lambda x, hook: None)])
 
 
 def test_a_function_may_run_the_model():
