@@ -4,10 +4,10 @@
 
 Random weights in whisper-tiny's shapes, and whisper-nano. Neither may say its end token, so both
 sides take the same number of steps; the encoder's output is given to both. Without hooks, then with
-a function behind every decoder layer, which does nothing. Heads are ablated by
-`generate_rows`, and by one `generate` for each with a forward-pre-hook on `out_proj`, the encoder
-included; with `--model` also those of a trained checkpoint on a recording, which ends where it
-will. Tokens are compared too.
+a function behind every decoder layer, which does nothing; and whisper-nano's steps without being
+replayed. Heads are ablated by `generate_rows`, and by one `generate` for each with a
+forward-pre-hook on `out_proj`, the encoder included; with `--model` also those of a trained
+checkpoint on a recording, which ends where it will. Tokens are compared too.
 """
 
 from __future__ import annotations
@@ -111,6 +111,30 @@ def speed(
     )
 
 
+def replays(name: str, ours: HookedWhisper, theirs: Any, n_tokens: int, rounds: int) -> None:
+    """Replayed steps against the forward's own, which a hook of PyTorch's on a module brings back."""
+    endless(theirs)
+    ours.generation_config = theirs.generation_config
+    audio = ours.encode(torch.randn(1, ours.config.front_end.n_mels, ours.config.n_frames))
+    prompt = torch.tensor([ours.prompt(language="en")])
+    inputs, limit = {"audio": audio, "tokens": prompt}, prompt.shape[1] + n_tokens
+    said: dict[str, list[list[int]]] = {}
+
+    def replayed() -> None:
+        said["replayed"] = greedy(ours, inputs, limit)
+
+    def forward() -> None:
+        with ours.decoder_final_ln.register_forward_hook(look):
+            said["forward"] = greedy(ours, inputs, limit)
+
+    a, b, ratio = compare(replayed, forward, rounds)
+    print(
+        f"{name:8} {n_tokens} tokens: a step takes {1e3 * a / n_tokens:.2f} ms replayed, "
+        f"{1e3 * b / n_tokens:.2f} ms as the forward, {ratio:.2f} of it; "
+        f"same tokens: {said['replayed'] == said['forward']}"
+    )
+
+
 def heads(ours: HookedWhisper) -> list[tuple[int, str, int]]:
     stack = ours.config.decoder
     return [
@@ -169,6 +193,7 @@ def main() -> None:
     for name, pair in (("tiny", tiny()), ("nano", nano())):
         for hooked in (False, True):
             speed(name, *pair, args.tokens, args.rounds, hooked)
+    replays("nano", *nano(), args.tokens, args.rounds)
     ours, theirs = tiny()
     endless(theirs, times=False)
     ablations("tiny", ours, theirs, torch.randn(1, 80, 3000), 30)

@@ -281,8 +281,7 @@ class HookedModule(nn.Module):
     @property
     def has_hooks(self) -> bool:
         """Whether any function is attached anywhere."""
-        points = self.hook_points.values()
-        return any(p.fwd_fns or p.bwd_fns or p._forward_hooks for p in points)
+        return any(point.active for point in self.hook_points.values())
 
     @contextmanager
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator[Any]:

@@ -1,8 +1,8 @@
 """What a function does with its tensors, recorded once, and replayed as one straight line.
 
-A step of decoding is a few hundred small operations, and what happens in between takes half as long
-again: modules look up their parts, ask whether anybody listens, and call each other. A tape is the
-same operations on the same arguments, one after another: the source of a Python function.
+A step of decoding is a few hundred small operations, and much of its time goes by in between:
+modules look up their parts, ask whether anybody listens, and call each other. A tape is the same
+operations on the same arguments, one after another: the source of a Python function.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ class _Line:
 class Recorder(TorchFunctionMode):
     """Writes down every torch function that is called while it is entered.
 
-        with Recorder([x, weight]) as recorder:
-            out = forward(x)
-        replay = recorder.tape(out)
-        replay(another, weight)
+    >>> import torch
+    >>> x = torch.ones(2)
+    >>> with Recorder([x]) as recorder:
+    ...     out = (x * 2 + 1).sum()
+    >>> recorder.tape(out)(torch.zeros(2))
+    tensor(2.)
 
     `inputs`: tensors and other objects that may be others when the tape is run. All else that is
     not a tensor (shapes, numbers, the outcome of a condition) stays as it is in this run. A tensor

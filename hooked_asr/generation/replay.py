@@ -84,7 +84,7 @@ class Replay:
         clock = self._model.clock
         if clock.changes != self._changes:
             self._changes = clock.changes
-            self._heard = tuple(p for p in self._points if p.fwd_fns or p.bwd_fns)
+            self._heard = tuple(point for point in self._points if point.active)
         return (len(tokens), *map(len, self._past.layers[0].audio_kept), *self._heard)
 
     def _inputs(self, tokens: Tokens) -> list[Any]:
