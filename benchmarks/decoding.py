@@ -112,7 +112,7 @@ def speed(
 
 
 def replays(name: str, ours: HookedWhisper, theirs: Any, n_tokens: int, rounds: int) -> None:
-    """Replayed steps against the forward's own, which a hook of PyTorch's on a module brings back."""
+    """Replayed steps against the forward's own, which a hook of PyTorch's brings back."""
     endless(theirs)
     ours.generation_config = theirs.generation_config
     audio = ours.encode(torch.randn(1, ours.config.front_end.n_mels, ours.config.n_frames))
